@@ -1,0 +1,226 @@
+"""Camera motion of a clip: how far, how much larger and how much turned its content ends up.
+
+The names say what the camera does, the numbers what the content does: when the camera pans left, the content
+moves right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+WORKING_SIDE = 512  # longer frames are shrunk to this before tracking
+LONGEST_GAP = 4  # frames bridged at once when neighbouring frames share too few points
+MIN_POINTS = 8
+MIN_LINK_SHARE = 0.1
+MIN_INLIER_SHARE = 0.3  # of a clip; below it the motion found is not one motion of the whole picture
+ROUND_TRIP_ERROR = 0.5  # px, forward-backward check
+RANSAC_ERROR = 0.5  # px
+
+# Mean distance of a point of the unit square from its centre: turns a change of scale or angle into the mean
+# displacement that it causes, comparable with dx and dy.
+MEAN_RADIUS = 0.3826
+
+DEAD_ZONE = {"dx": 0.01, "dy": 0.01, "scale": 0.01, "roll": 0.5}  # fractions, log of the scale, degrees
+
+# kind -> (component of GlobalMotion, sign it must have; for "scale" the sign of its logarithm)
+EXPECTED_SIGNS: dict[str, tuple[str, int] | None] = {
+    "pan-left": ("dx", 1),
+    "pan-right": ("dx", -1),
+    "tilt-up": ("dy", 1),
+    "tilt-down": ("dy", -1),
+    "zoom-in": ("scale", 1),
+    "zoom-out": ("scale", -1),
+    "roll-clockwise": ("roll", -1),
+    "roll-counterclockwise": ("roll", 1),
+    "static": None,
+}
+
+
+@dataclass(frozen=True)
+class GlobalMotion:
+    """Similarity transform that takes the content of the first frame to the last, about the frame's centre.
+
+    `dx`, `dy`: displacement as a fraction of the frame's width and height, right and down positive.
+    `scale`: total change of size, above 1 when the content grows. `roll`: degrees, positive when the content
+    turns clockwise as seen. `residual`: mean reprojection error of the agreeing points of a frame pair, as a
+    fraction of the width. `inlier_share`: share of the points looked for that were found and agree, averaged
+    over the clip; 0 when nothing could be tracked (the other fields then say "no motion").
+    """
+
+    dx: float
+    dy: float
+    scale: float
+    roll: float
+    residual: float
+    inlier_share: float
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether enough of the picture agrees on one motion."""
+        return self.inlier_share >= MIN_INLIER_SHARE
+
+    def signed(self, component: str) -> float:
+        """A component with 0 as its rest value: `dx`, `dy`, `roll` as they are, `scale` as its logarithm."""
+        value = getattr(self, component)
+        return math.log(value) if component == "scale" else value
+
+    def strengths(self) -> dict[str, float]:
+        """Mean displacement that each component causes, >= 0, as a fraction of the frame's size."""
+        return {
+            "dx": abs(self.dx),
+            "dy": abs(self.dy),
+            "scale": MEAN_RADIUS * abs(math.log(self.scale)),
+            "roll": MEAN_RADIUS * abs(math.radians(self.roll)),
+        }
+
+    def dominant(self) -> str:
+        """The component that moves the picture most: "dx", "dy", "scale" or "roll"."""
+        strengths = self.strengths()
+        return max(strengths, key=strengths.__getitem__)
+
+
+def expected_sign(kind: str) -> tuple[str, int] | None:
+    """Component and sign that a kind of camera motion asks for; None for "static".
+
+    Raises ValueError when `kind` is not in `EXPECTED_SIGNS`.
+    """
+    if kind not in EXPECTED_SIGNS:
+        raise ValueError(f"kind={kind!r} is not a known camera motion; use one of {', '.join(EXPECTED_SIGNS)}")
+    return EXPECTED_SIGNS[kind]
+
+
+def motion_is_right(kind: str, motion: GlobalMotion) -> bool:
+    """Whether the clip moves the way `kind` asks, by more than the dead zone.
+
+    A "static" clip is right when every component stays within the dead zone. A clip that could not be measured
+    is never right. Raises ValueError for an unknown kind.
+    """
+    expected = expected_sign(kind)
+    if not motion.is_measured:
+        return False
+    if expected is None:
+        return all(abs(motion.signed(component)) <= limit for component, limit in DEAD_ZONE.items())
+    component, sign = expected
+    return sign * motion.signed(component) > DEAD_ZONE[component]
+
+
+def motion_is_dominant(kind: str, motion: GlobalMotion) -> bool:
+    """Whether the clip is right and no other component moves the picture more (always so for "static")."""
+    expected = expected_sign(kind)
+    return motion_is_right(kind, motion) and (expected is None or motion.dominant() == expected[0])
+
+
+def global_motion(frames: np.ndarray) -> GlobalMotion:
+    """Measure the camera motion of a clip from frame to frame and chain it.
+
+    `frames`: uint8 `(f h w 3)`, at least 2 frames. Corners are followed with pyramidal Lucas-Kanade there and
+    back; RANSAC fits a similarity to those that return. A frame pair with too few points is bridged over up to
+    4 frames; where that fails too, the content is taken as still and counts 0 in `inlier_share`.
+    Raises ValueError for another shape or dtype, ImportError without OpenCV (extra `i2vgen[evaluate]`).
+    """
+    cv2 = _import_cv2()
+    grey = _grey_frames(cv2, frames)
+    height, width = grey[0].shape
+    total = np.eye(3)
+    residuals, shares = [], []
+    index = 0
+    while index < len(grey) - 1:
+        link, gap = None, 0
+        while link is None and gap < min(LONGEST_GAP, len(grey) - 1 - index):
+            gap += 1
+            link = _link_frames(cv2, grey[index], grey[index + gap])
+        if link is None:
+            gap = 1
+            shares.append(0.0)
+        else:
+            total = link.matrix @ total
+            residuals.append(link.residual)
+            shares += [link.share] * gap
+        index += gap
+
+    centre = np.array([(width - 1) / 2, (height - 1) / 2, 1.0])
+    shift = (total @ centre - centre)[:2] / (width, height)
+    return GlobalMotion(
+        dx=float(shift[0]),
+        dy=float(shift[1]),
+        scale=float(np.hypot(total[0, 0], total[1, 0])),
+        roll=float(np.degrees(np.arctan2(total[1, 0], total[0, 0]))),
+        residual=float(np.mean(residuals)) / width if residuals else 0.0,
+        inlier_share=float(np.mean(shares)),
+    )
+
+
+def mean_flow(frames: np.ndarray) -> float:
+    """Mean length of the dense optical flow (DIS) from the first frame to the last, in frame widths.
+
+    `frames`: uint8 `(f h w 3)`. It sees subject motion as well as camera motion, so it tells a still clip from a
+    moving one. Raises as `global_motion`.
+    """
+    cv2 = _import_cv2()
+    grey = _grey_frames(cv2, frames[[0, -1]] if len(frames) > 2 else frames)
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[0], grey[-1], None)
+    return float(np.linalg.norm(flow, axis=-1).mean()) / grey[0].shape[1]
+
+
+class _Link(NamedTuple):
+    matrix: np.ndarray  # (3 3), pixels of the earlier frame to pixels of the later one
+    residual: float  # px
+    share: float
+
+
+def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
+    """Similarity between two grey frames `(h w)`, or None when too few points agree."""
+    height, width = earlier.shape
+    spacing = max(3, round(max(height, width) / 40))
+    points = cv2.goodFeaturesToTrack(earlier, maxCorners=600, qualityLevel=0.003, minDistance=spacing, blockSize=5)
+    if points is None or len(points) < MIN_POINTS:
+        return None
+    points = points.reshape(-1, 2)
+    window = {"winSize": (17, 17), "maxLevel": 4}
+    there, there_status, _ = cv2.calcOpticalFlowPyrLK(earlier, later, points, None, **window)
+    back, back_status, _ = cv2.calcOpticalFlowPyrLK(later, earlier, there, None, **window)
+    found = (there_status.ravel() == 1) & (back_status.ravel() == 1)
+    found &= np.linalg.norm(back - points, axis=1) < ROUND_TRIP_ERROR
+    if found.sum() < MIN_POINTS:
+        return None
+    source, target = points[found], there[found]
+    matrix, inliers = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=RANSAC_ERROR, maxIters=2000, confidence=0.999
+    )
+    if matrix is None:
+        return None
+    inliers = inliers.ravel() == 1
+    share = inliers.sum() / len(points)
+    if inliers.sum() < MIN_POINTS or share < MIN_LINK_SHARE:
+        return None
+    moved = source[inliers] @ matrix[:, :2].T + matrix[:, 2]
+    residual = float(np.linalg.norm(moved - target[inliers], axis=1).mean())
+    return _Link(np.vstack([matrix, [0.0, 0.0, 1.0]]), residual, float(share))
+
+
+def _grey_frames(cv2, frames: np.ndarray) -> list[np.ndarray]:
+    """uint8 `(f h w 3)` -> grey frames `(h w)`, shrunk to at most `WORKING_SIDE` pixels a side."""
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        found = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+        raise ValueError(f"frames={found}: motion is measured on a uint8 array of shape (f h w 3)")
+    if len(frames) < 2:
+        raise ValueError(f"frames={frames.shape}: motion needs at least 2 frames")
+    shrink = WORKING_SIDE / max(frames.shape[1:3])
+    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    if shrink < 1:
+        grey = [cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) for frame in grey]
+    return grey
+
+
+def _import_cv2():
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            "measuring motion needs OpenCV, which is not installed: pip install 'i2vgen[evaluate]'"
+        ) from error
+    return cv2
