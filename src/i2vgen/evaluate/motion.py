@@ -12,11 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+MIN_SIDE = 32
 WORKING_SIDE = 512  # longer frames are shrunk to this before tracking
-LONGEST_GAP = 4  # frames bridged at once when neighbouring frames share too few points
-MIN_POINTS = 8
+# Frames bridged at once, in order of preference: the small errors of each link add up, so fewer links are
+# better as long as the points are found again.
+GAPS = (3, 2, 1, 4)
+GOOD_LINK_SHARE = 0.3  # of the points of a link; settles the gap
 MIN_LINK_SHARE = 0.1
-MIN_INLIER_SHARE = 0.3  # of a clip; below it the motion found is not one motion of the whole picture
+MIN_INLIER_SHARE = 0.15  # of a clip; below it the motion found is not one motion of the whole picture
+MIN_POINTS = 8
 ROUND_TRIP_ERROR = 0.5  # px, forward-backward check
 RANSAC_ERROR = 0.5  # px
 
@@ -89,15 +93,17 @@ def expected_sign(kind: str) -> tuple[str, int] | None:
     Raises ValueError when `kind` is not in `EXPECTED_SIGNS`.
     """
     if kind not in EXPECTED_SIGNS:
-        raise ValueError(f"kind={kind!r} is not a known camera motion; use one of {', '.join(EXPECTED_SIGNS)}")
+        raise ValueError(
+            f"kind={kind!r} is not a known camera motion; use one of {', '.join(EXPECTED_SIGNS)}"
+        )
     return EXPECTED_SIGNS[kind]
 
 
 def motion_is_right(kind: str, motion: GlobalMotion) -> bool:
     """Whether the clip moves the way `kind` asks, by more than the dead zone.
 
-    A "static" clip is right when every component stays within the dead zone. A clip that could not be measured
-    is never right. Raises ValueError for an unknown kind.
+    A "static" clip is right when every component stays within the dead zone. A clip that could not be
+    measured is never right. Raises ValueError for an unknown kind.
     """
     expected = expected_sign(kind)
     if not motion.is_measured:
@@ -115,26 +121,23 @@ def motion_is_dominant(kind: str, motion: GlobalMotion) -> bool:
 
 
 def global_motion(frames: np.ndarray) -> GlobalMotion:
-    """Measure the camera motion of a clip from frame to frame and chain it.
+    """Measure the camera motion of a clip over a few frames at a time, and chain it from first to last.
 
-    `frames`: uint8 `(f h w 3)`, at least 2 frames. Corners are followed with pyramidal Lucas-Kanade there and
-    back; RANSAC fits a similarity to those that return. A frame pair with too few points is bridged over up to
-    4 frames; where that fails too, the content is taken as still and counts 0 in `inlier_share`.
+    `frames`: uint8 `(f h w 3)`, at least 2 frames of 32 pixels a side. Corners are followed with pyramidal
+    Lucas-Kanade there and back, over 1 to 4 frames; RANSAC fits a similarity to those that return. Where that
+    fails at every gap, the content is taken as still for one frame and counts 0 in `inlier_share`.
     Raises ValueError for another shape or dtype, ImportError without OpenCV (extra `i2vgen[evaluate]`).
     """
     cv2 = _import_cv2()
+    _check_frames(frames)
     grey = _grey_frames(cv2, frames)
     height, width = grey[0].shape
     total = np.eye(3)
     residuals, shares = [], []
     index = 0
     while index < len(grey) - 1:
-        link, gap = None, 0
-        while link is None and gap < min(LONGEST_GAP, len(grey) - 1 - index):
-            gap += 1
-            link = _link_frames(cv2, grey[index], grey[index + gap])
+        link, gap = _best_link(cv2, grey, index)
         if link is None:
-            gap = 1
             shares.append(0.0)
         else:
             total = link.matrix @ total
@@ -157,11 +160,12 @@ def global_motion(frames: np.ndarray) -> GlobalMotion:
 def mean_flow(frames: np.ndarray) -> float:
     """Mean length of the dense optical flow (DIS) from the first frame to the last, in frame widths.
 
-    `frames`: uint8 `(f h w 3)`. It sees subject motion as well as camera motion, so it tells a still clip from a
-    moving one. Raises as `global_motion`.
+    `frames`: uint8 `(f h w 3)`. It sees subject motion as well as camera motion, so it tells a still clip
+    from a moving one. Raises as `global_motion`.
     """
     cv2 = _import_cv2()
-    grey = _grey_frames(cv2, frames[[0, -1]] if len(frames) > 2 else frames)
+    _check_frames(frames)
+    grey = _grey_frames(cv2, frames[[0, -1]])
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[0], grey[-1], None)
     return float(np.linalg.norm(flow, axis=-1).mean()) / grey[0].shape[1]
 
@@ -172,11 +176,27 @@ class _Link(NamedTuple):
     share: float
 
 
+def _best_link(cv2, grey: list[np.ndarray], index: int) -> tuple[_Link | None, int]:
+    """First good link from frame `index` on, else the best, and its gap; (None, 1) when there is none."""
+    best, best_gap = None, 1
+    for gap in GAPS:
+        if index + gap >= len(grey):
+            continue
+        link = _link_frames(cv2, grey[index], grey[index + gap])
+        if link is not None and (best is None or link.share > best.share):
+            best, best_gap = link, gap
+        if best is not None and best.share >= GOOD_LINK_SHARE:
+            break
+    return best, best_gap
+
+
 def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
     """Similarity between two grey frames `(h w)`, or None when too few points agree."""
     height, width = earlier.shape
     spacing = max(3, round(max(height, width) / 40))
-    points = cv2.goodFeaturesToTrack(earlier, maxCorners=600, qualityLevel=0.003, minDistance=spacing, blockSize=5)
+    points = cv2.goodFeaturesToTrack(
+        earlier, maxCorners=600, qualityLevel=0.003, minDistance=spacing, blockSize=5
+    )
     if points is None or len(points) < MIN_POINTS:
         return None
     points = points.reshape(-1, 2)
@@ -202,15 +222,23 @@ def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
     return _Link(np.vstack([matrix, [0.0, 0.0, 1.0]]), residual, float(share))
 
 
-def _grey_frames(cv2, frames: np.ndarray) -> list[np.ndarray]:
-    """uint8 `(f h w 3)` -> grey frames `(h w)`, shrunk to at most `WORKING_SIDE` pixels a side."""
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+def _check_frames(frames: np.ndarray) -> None:
+    if (
+        not isinstance(frames, np.ndarray)
+        or frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[3] != 3
+    ):
         found = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise ValueError(f"frames={found}: motion is measured on a uint8 array of shape (f h w 3)")
-    if len(frames) < 2:
-        raise ValueError(f"frames={frames.shape}: motion needs at least 2 frames")
-    shrink = WORKING_SIDE / max(frames.shape[1:3])
+    if len(frames) < 2 or min(frames.shape[1:3]) < MIN_SIDE:
+        raise ValueError(f"frames={frames.shape}: motion needs 2 frames and {MIN_SIDE} pixels a side or more")
+
+
+def _grey_frames(cv2, frames: np.ndarray) -> list[np.ndarray]:
+    """uint8 `(f h w 3)` -> grey frames `(h w)`, shrunk to at most `WORKING_SIDE` pixels a side."""
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    shrink = WORKING_SIDE / max(frames.shape[1:3])
     if shrink < 1:
         grey = [cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) for frame in grey]
     return grey

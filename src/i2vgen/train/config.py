@@ -59,10 +59,9 @@ class RunConfig:
 
 @dataclass
 class VAEConfig:
-    model: dict[str, Any] = field(default_factory=dict)  # AutoencoderKL keyword arguments
+    model: dict[str, Any] = field(default_factory=dict)  # PatchAutoencoder keyword arguments
     crop_size: int = 128
     kl_weight: float = 1e-4
-    half_scale_weight: float = 0.25  # decode(pooled latents) ~ pooled image: keeps the latent space smooth
     gradient_weight: float = 0.5
 
 
@@ -80,7 +79,7 @@ class DenoiserConfig:
     model: dict[str, Any] = field(default_factory=dict)  # I2VGenXLUNet keyword arguments
     vae_dir: str = ""
     towers_dir: str = ""
-    # frames per clip -> share of the batches; clips are subsampled so that the duration stays the same
+    # frames per clip -> share of the batches; optim.batch_size counts clips of 4 frames, longer ones come in fewer
     frame_weights: dict[str, float] = field(default_factory=lambda: {"4": 0.45, "8": 0.35, "16": 0.15, "1": 0.05})
     max_timestep: int = 999  # the refiner sees 0..599 only
     timestep_power: float = 1.0  # t = max * u^power; below 1 favours high noise
@@ -88,7 +87,6 @@ class DenoiserConfig:
     text_dropout: float = 0.1
     image_dropout: float = 0.05
     both_dropout: float = 0.05
-    degrade: float = 0.0  # refiner: share of batches whose noised input is a softened clip, as in the cascade
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Training of a small AutoencoderKL on photos, film frames and cut-outs."""
+"""Training of nano's autoencoder on photos, film frames and cut-outs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from i2vgen.data.pack import Pack
+from i2vgen.models.autoencoder import PATCH, PatchAutoencoder
 from i2vgen.train.config import TrainConfig
 
 
@@ -19,10 +19,9 @@ class VAETask:
         self.config, self.options = config, config.vae
         torch.manual_seed(config.run.seed)
         if config.run.init_from:
-            self.model = AutoencoderKL.from_pretrained(config.run.init_from)
+            self.model = PatchAutoencoder.from_pretrained(config.run.init_from)
         else:
-            self.model = AutoencoderKL(**config.vae.model)
-        self.model.to(memory_format=torch.channels_last)
+            self.model = PatchAutoencoder(**config.vae.model)
         self.pack = Pack(config.data.pack_dir, "train")
         self.val_photos = [p.image for p in Pack(config.data.pack_dir, "val").photos]
         self.film = [
@@ -30,7 +29,22 @@ class VAETask:
             for shot in self.pack.shots
             for shift in range(0, shot.end_frame - shot.start_frame, 16)
         ]
+        areas = np.sqrt([p.image.shape[0] * p.image.shape[1] for p in self.pack.photos])
+        self.photo_shares = areas / areas.sum()
         cv2.setNumThreads(1)
+        if not config.run.init_from:
+            self._set_principal_components()
+        self.model.to(memory_format=torch.channels_last)
+
+    def _set_principal_components(self) -> None:
+        """Start from the principal components of patches, with gains between pixel scale and unit variance."""
+        rng = np.random.default_rng([self.config.run.seed, 1])
+        crops = torch.from_numpy(np.stack([self._crop(rng) for _ in range(400)])).permute(0, 3, 1, 2)
+        patches = F.unfold(crops.double().div(127.5).sub(1), PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 192)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        order = values.argsort(descending=True)[: self.model.config.latent_channels]
+        gains = values[order].clamp_min(1e-8) ** -0.25
+        self.model.set_transform(vectors[:, order].T.float(), gains.float())
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         size = self.options.crop_size
@@ -38,11 +52,7 @@ class VAETask:
         if kind < 0.3:
             source = self.film[rng.integers(len(self.film))]
         else:
-            areas = getattr(self, "_areas", None)
-            if areas is None:
-                areas = np.sqrt([p.image.shape[0] * p.image.shape[1] for p in self.pack.photos])
-                areas = self._areas = areas / areas.sum()
-            source = self.pack.photos[rng.choice(len(areas), p=areas)].image
+            source = self.pack.photos[rng.choice(len(self.photo_shares), p=self.photo_shares)].image
         height, width = source.shape[:2]
         short = min(height, width)
         side = int(np.exp(rng.uniform(np.log(min(size, short)), np.log(short))))
@@ -72,19 +82,14 @@ class VAETask:
             posterior = self.model.encode(images).latent_dist
             latents = posterior.sample(generator=generator)
             decoded = self.model.decode(latents).sample
-            part = slice(0, max(1, len(images) // 2))
-            half = self.model.decode(F.avg_pool2d(posterior.mean[part], 2)).sample
         error = decoded.float() - images
         reconstruction = (error.square() + 1e-4).sqrt().mean()
         gradient = _differences(error)
-        half_error = (half.float() - F.avg_pool2d(images[part], 2)).abs().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        options = self.options
-        loss = reconstruction + options.gradient_weight * gradient
-        loss = loss + options.half_scale_weight * half_error + options.kl_weight * kl
+        loss = reconstruction + self.options.gradient_weight * gradient + self.options.kl_weight * kl
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
-        return loss, {"loss": loss.item(), "psnr": psnr.item(), "half": half_error.item(), "kl": kl.item()}
+        return loss, {"loss": loss.item(), "psnr": psnr.item(), "kl": kl.item()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -1,0 +1,287 @@
+"""The refinement stage: a video and a brief text become the same video, sharper and larger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from i2vgen.media import frames_to_tensor, load_video
+from i2vgen.pipelines.base import OUTPUT_TYPES, I2VGenXLPipelineOutput, as_output
+from i2vgen.pipelines.conditioning import (
+    as_list,
+    count_videos,
+    decode_latents,
+    draw,
+    encode_images_clip,
+    encode_pixels,
+    encode_prompts,
+    prepare_image,
+)
+from i2vgen.pipelines.loading import FamilyPipeline
+from i2vgen.pipelines.options import RefineOptions, replaced
+from i2vgen.schedulers import apply_guidance
+
+
+class VideoRefinePipeline(FamilyPipeline):
+    """Video + text to a refined video.
+
+    The released refiners see text and the noised video alone. A refiner whose UNet has image heads (nano's)
+    also sees the source image, or without one the first frame of the video.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components = ["image_encoder", "feature_extractor"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        image_encoder=None,
+        feature_extractor=None,
+        refine_defaults=None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        self.register_to_config(refine_defaults=dict(refine_defaults or {}))
+        self.options = RefineOptions(**self.config.refine_defaults)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        video: Any,
+        height: int | None = None,
+        width: int | None = None,
+        refine_strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        image: Any = None,
+        target_fps: int = 8,
+        decode_chunk_size: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        clip_skip: int | None = 1,
+        callback_on_step_end: Callable[..., dict | None] | None = None,
+        fit: str = "crop",
+    ) -> I2VGenXLPipelineOutput | tuple:
+        """Refine one video or several of the same length and size.
+
+        Args:
+            prompt: a brief text, one for all or one per video.
+            video: a path, frames uint8 (f h w 3), a tensor (3 f h w) in [-1, 1], or a list or batch of these.
+            height, width: size of the result, any; None keeps the proportions of the video at the area of the
+                model's default size.
+            refine_strength: how far the video is noised, in (0, 1]; 0.6 is t=599 of 1000, what refiners know.
+            image: the source image, for refiners that look at it; None means the first frame.
+            target_fps: told to refiners that are conditioned on it.
+            generator: as in the base stage.
+            fit: how `image` is brought to the size.
+
+        Raises ValueError naming the argument for anything out of range, NonFiniteError if the numbers blow up.
+        """
+        # 1. Check
+        options = replaced(
+            self.options,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            decode_chunk_size=decode_chunk_size,
+        )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
+        start = options.refine_timestep
+        if refine_strength is not None:
+            if not 0 < refine_strength <= 1:
+                raise ValueError(f"refine_strength must be above 0 and at most 1, got {refine_strength!r}")
+            start = max(1, min(round(refine_strength * 1000) - 1, self.scheduler.config.num_train_timesteps - 1))
+        videos = as_videos(video)
+        count = count_videos(prompt=prompt, negative_prompt=negative_prompt, video=list(videos), image=image)
+        if count != len(videos):
+            raise ValueError(f"video: {len(videos)} videos for {count} prompts")
+        height, width = height or options.height, width or options.width
+        generators = as_list(generator, count, "generator")
+        device, dtype = self._execution_device, self.unet.dtype
+        use_guidance = options.guidance_scale > 1
+
+        # 2. Text
+        prompts = [f"{p}{', ' if p and options.positive_prompt else ''}{options.positive_prompt}"
+                   for p in as_list(prompt, count, "prompt")]  # fmt: skip
+        negative = options.negative_prompt if negative_prompt is None else negative_prompt
+        embeds = [encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)]
+        if use_guidance:
+            negatives = as_list(negative, count, "negative_prompt")
+            embeds.append(encode_prompts(self.tokenizer, self.text_encoder, negatives, clip_skip))
+
+        # 3. Video to latents of a size that the levels take
+        frames = resize_frames(videos, height, width)
+        padded_height, padded_width = self._padded(height, width)
+        frames = F.pad(frames, (0, padded_width - width, 0, padded_height - height, 0, 0), mode="replicate")
+        latents = encode_pixels(self.vae, frames, generators).to(device, torch.float32)
+
+        # 4. Image, for refiners that look at it
+        image_latents = image_embeddings = None
+        if self.unet.config.use_image_latents:
+            image_latents, image_embeddings = self._encode_image(image, frames, height, width, generators, fit)
+            image_latents, image_embeddings = image_latents.to(device, dtype), image_embeddings.to(device, dtype)
+
+        # 5. Noise
+        self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
+        noise = torch.stack([draw(latents.shape[1:], g, device, torch.float32) for g in generators])
+        latents = self.scheduler.add_noise(latents, noise, self.scheduler.start_timestep)
+        latents = latents * self.scheduler.init_noise_sigma
+
+        # 6. Denoise, long videos in overlapping windows
+        fps = torch.full((count,), target_fps, device=device)
+        windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
+        conditions = [
+            [self._conditions(w, e.to(device, dtype), image_embeddings, image_latents, fps, i == 1) for w in windows]
+            for i, e in enumerate(embeds)
+        ]
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+            for index, t in enumerate(self.scheduler.timesteps):
+                velocity = [self._predict(latents, t, windows, c) for c in conditions]
+                if use_guidance:
+                    velocity = apply_guidance(*velocity, options.guidance_scale, options.guidance_rescale)
+                else:
+                    velocity = velocity[0]
+                latents = self.scheduler.step(velocity, t, latents, generator=generators).prev_sample
+                if callback_on_step_end is not None:
+                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get("latents", latents)
+                bar.update()
+        self.require_finite(latents, "refinement stage")
+
+        # 7. Decode, cut the padding off
+        result = latents
+        if output_type != "latent":
+            decoded = decode_latents(self.vae, latents.to(dtype), options.decode_chunk_size)
+            result = as_output(decoded[..., :height, :width], output_type)
+        self.maybe_free_model_hooks()
+        return I2VGenXLPipelineOutput(frames=result) if return_dict else (result,)
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        """The next size up that the UNet takes, in pixels."""
+        config, scale = self.unet.config, self.vae_scale_factor
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        extra = 2 if config.has_odd_height else 0
+        rows = max(factor, -(-(-(-height // scale) - extra) // factor) * factor) + extra
+        columns = -(-(-(-width // scale)) // factor) * factor
+        return rows * scale, columns * scale
+
+    def _encode_image(
+        self,
+        image: Any,
+        frames: torch.Tensor,
+        height: int,
+        width: int,
+        generators: list[torch.Generator | None],
+        fit: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if image is None:
+            pictures = [_first_frame(v[:, :, :height, :width]) for v in frames]
+            pixels = frames[:, :, :1]
+        else:
+            prepared = [prepare_image(i, width, height, fit, False) for i in as_list(image, len(frames), "image")]
+            pictures = [p for p, _ in prepared]
+            pad = (0, frames.shape[-1] - width, 0, frames.shape[-2] - height, 0, 0)
+            pixels = F.pad(torch.stack([p for _, p in prepared]), pad, mode="replicate")
+        embeddings = encode_images_clip(self.feature_extractor, self.image_encoder, pictures, width, False)
+        return encode_pixels(self.vae, pixels, generators), embeddings
+
+    def _conditions(self, window, prompt_embeds, image_embeddings, image_latents, fps, is_unconditional):
+        if is_unconditional and image_embeddings is not None:
+            image_embeddings = torch.zeros_like(image_embeddings)
+        start, stop = window
+        if not self.unet.config.use_fps:
+            fps = None
+        return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps)
+
+    def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
+        """Velocity of all frames: windows blended with weights that fall off towards their ends."""
+        inputs = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+        if len(windows) == 1:
+            return self.unet(inputs, t, conditions=conditions[0]).sample.float()
+        total, weights = torch.zeros_like(latents), torch.zeros(latents.shape[2], device=latents.device)
+        for (start, stop), condition in zip(windows, conditions, strict=True):
+            ramp = torch.arange(1, stop - start + 1, device=latents.device).float()
+            weight = torch.minimum(ramp, ramp.flip(0))
+            velocity = self.unet(inputs[:, :, start:stop], t, conditions=condition).sample.float()
+            total[:, :, start:stop] += velocity * weight[:, None, None]
+            weights[start:stop] += weight
+        return total / weights[:, None, None]
+
+
+def as_videos(video: Any) -> torch.Tensor:
+    """What `VideoRefinePipeline` takes as video(s) -> (b 3 f h w) in [-1, 1] on the CPU."""
+    if isinstance(video, torch.Tensor):
+        videos = list(video) if video.ndim == 5 else [video]
+    elif isinstance(video, list) and video and not hasattr(video[0], "getbbox"):
+        videos = video
+    else:
+        videos = [video]
+    tensors = [v.float().cpu() if isinstance(v, torch.Tensor) else _load(v) for v in videos]
+    for tensor in tensors:
+        if tensor.ndim != 4 or tensor.shape[0] != 3 or 0 in tensor.shape:
+            raise ValueError(f"video: expected (3 f h w), got shape {tuple(tensor.shape)}")
+        if tensor.shape != tensors[0].shape:
+            raise ValueError("video: videos of one call must have the same length and size; refine them one by one")
+        if not torch.isfinite(tensor).all():
+            raise ValueError("video: holds NaN or infinity")
+    return torch.stack(tensors)
+
+
+def _load(source: Any) -> torch.Tensor:
+    if isinstance(source, list):
+        source = np.stack([np.asarray(frame.convert("RGB")) for frame in source])
+    return frames_to_tensor(load_video(source).frames)[0]
+
+
+def _first_frame(video: torch.Tensor):
+    from PIL import Image
+
+    from i2vgen.media import frames_to_uint8
+
+    return Image.fromarray(frames_to_uint8(video[:, :1])[0])
+
+
+def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(b 3 f h w) -> (b 3 f height width): cover the size (antialiased bilinear), cut the centre."""
+    b, _, f, h, w = frames.shape
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    flat = frames.transpose(1, 2).flatten(0, 1)
+    if size != (h, w):
+        flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    flat = flat[..., top : top + height, left : left + width]
+    return flat.unflatten(0, (b, f)).transpose(1, 2)
+
+
+def frame_windows(num_frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
+    """Half-open windows of `length` frames that cover all frames, neighbours sharing at least `overlap`."""
+    if num_frames <= length:
+        return [(0, num_frames)]
+    if not 0 <= overlap < length:
+        raise ValueError(f"window_overlap must be from 0 to below window_frames {length}, got {overlap}")
+    count = -(-(num_frames - overlap) // (length - overlap))
+    starts = [round(i * (num_frames - length) / (count - 1)) for i in range(count)]
+    return [(s, s + length) for s in starts]
