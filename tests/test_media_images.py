@@ -81,7 +81,7 @@ def test_array_dtypes_and_channels(dtype, scale, channels):
     pixels = ramp()[..., 0] if channels is None else np.repeat(ramp()[..., :1], channels, -1)
     if channels == 4:
         pixels[..., 3] = 255
-    loaded = np.asarray(load_image((pixels * scale).astype(dtype)))
+    loaded = np.asarray(load_image((pixels * np.float64(scale)).astype(dtype)))
     np.testing.assert_array_equal(loaded, np.repeat(ramp()[..., :1], 3, -1))
 
 
@@ -194,7 +194,7 @@ def test_bad_arrays_and_tensors():
         (np.zeros((4, 4, 3), bool), "bool"),
         (np.zeros((0, 4, 3), np.uint8), "zero size"),
         (np.zeros((4, 4, 3), object), "object"),
-        (torch.zeros(4, 4, 3), r"\(c h w\)"),
+        (torch.zeros(5, 4, 3), r"\(c h w\)"),
         (torch.zeros(2, 3, 4, 4), r"\(c h w\)"),
         (torch.full((3, 4, 4), float("nan")), "NaN"),
         (torch.full((3, 4, 4), 9.0), "in \\[0, 1\\]"),
@@ -210,7 +210,7 @@ def test_bad_arrays_and_tensors():
 def test_too_many_pixels_are_refused_before_decoding():
     bound = Image.MAX_IMAGE_PIXELS
     for source in (png_header_of(30000, 30000), jpeg_header_of(30000, 30000, progressive=True)):
-        with pytest.raises(MediaError, match="pixels.*smaller"):
+        with pytest.raises(MediaError, match=r"pixels.*smaller"):
             load_image(source)
     # Between Pillow's warning and its error.
     with pytest.raises(MediaError, match="10000 x 10000"):
@@ -228,9 +228,6 @@ def test_large_jpeg_is_reduced_while_decoding():
     assert load_image(data, max_pixels=4_000).size == (75, 50)
     with pytest.raises(MediaError, match="max_pixels = 3000"):
         load_image(data, max_pixels=3000)
-    # Accepted by its reduced size; then its data end early.
-    with pytest.raises(MediaError, match="cut short"):
-        load_image(jpeg_header_of(30000, 30000))
 
 
 class Response(io.BytesIO):
@@ -249,8 +246,8 @@ def test_url_is_read_within_bounds(monkeypatch):
     np.testing.assert_array_equal(load_image("https://example.org/a?key=secret"), ramp())
     assert calls == [("https://example.org/a?key=secret", sources.URL_TIMEOUT_SECONDS)]
 
-    with pytest.raises(MediaError, match="larger than 100 bytes"):
-        sources.read_source("http://example.org/a", max_bytes=100)
+    with pytest.raises(MediaError, match="larger than 20 bytes"):
+        sources.read_source("http://example.org/a", max_bytes=20)
     data = b"<html>no such picture</html>"
     with pytest.raises(MediaError, match="web page") as caught:
         load_image("https://example.org/a?key=secret")
@@ -262,7 +259,7 @@ def test_url_failures_name_the_address(monkeypatch):
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(sources, "urlopen", fail)
-    with pytest.raises(MediaError, match="example.org/b.*timed out"):
+    with pytest.raises(MediaError, match=r"example.org/b.*timed out"):
         load_image("http://example.org/b")
 
     monkeypatch.setattr(sources, "urlopen", lambda request, timeout: Response(b"x" * 10))
@@ -275,5 +272,5 @@ def test_unreadable_file_is_named(monkeypatch, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.fromarray(ramp())))
     monkeypatch.setattr(sources.os, "access", lambda *args: False)
-    with pytest.raises(MediaError, match="a.png.*permissions"):
+    with pytest.raises(MediaError, match=r"a.png.*permissions"):
         load_image(path)

@@ -1,8 +1,7 @@
-"""Videos read and written: round trips, timing, bounds, damaged files, and never half a file."""
+"""Videos read and written: round trips, timing, bounds, and damaged files."""
 
 from __future__ import annotations
 
-import errno
 import io
 from fractions import Fraction
 
@@ -14,12 +13,10 @@ from PIL import Image
 
 from i2vgen.media import (
     MediaError,
-    check_writable,
     frames_to_tensor,
     load_video,
     readers,
     write_video,
-    writers,
 )
 
 SUFFIXES = [".mp4", ".webm", ".gif", ".webp", "", ".png", "_%03d.png"]
@@ -58,7 +55,8 @@ def test_round_trip_keeps_count_size_and_rate(suffix, num_frames, tmp_path):
     assert video.path == path
     assert video.frames.shape == frames.shape
     assert video.frames.dtype == np.uint8
-    assert video.fps == pytest.approx(8)
+    # One GIF frame of 125 ms is kept as 120 ms.
+    assert video.fps == pytest.approx(8, rel=0.05 if suffix == ".gif" and num_frames == 1 else 1e-6)
     floor = {".mp4": 35, ".webm": 34, ".gif": 20, ".webp": 34}.get(suffix, 90)
     assert psnr(video.frames, frames) > floor
 
@@ -220,7 +218,7 @@ def test_untagged_colours_are_read_as_players_do(tmp_path):
 def test_bounds(tmp_path):
     path = write_video(tmp_path / "a.mp4", smooth(6, 32, 32), 8)
     assert len(load_video(path, max_pixels_total=6 * 1024).frames) == 6
-    with pytest.raises(MediaError, match="5 frames fit.*max_frames"):
+    with pytest.raises(MediaError, match=r"5 frames fit.*max_frames"):
         load_video(path, max_pixels_total=6 * 1024 - 1)
     assert len(load_video(path, max_frames=2, max_pixels_total=2 * 1024).frames) == 2
     gif = write_video(tmp_path / "a.gif", smooth(2, 32, 32), 8)
@@ -275,8 +273,15 @@ def test_files_cut_short_are_refused(suffix, part, tmp_path):
     path = write_video(tmp_path / f"a{suffix}", noise, 8)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(MediaError, match="cut short|not a video|no frames|damaged"):
+    with pytest.raises(MediaError, match=r"cut short|not a video|no frames|damaged"):
         load_video(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_padding_after_the_end_does_no_harm(suffix, tmp_path):
+    path = write_video(tmp_path / f"a{suffix}", numbered(4), 8)
+    path.write_bytes(path.read_bytes() + b"\0" * 100 + b"trailing words of another program")
+    assert numbers(load_video(path)) == [0, 1, 2, 3]
 
 
 def test_sound_without_a_picture(tmp_path):
@@ -289,122 +294,3 @@ def test_sound_without_a_picture(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(MediaError, match="sound but no picture"):
         load_video(path)
-
-
-# Never half a file
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(suffix, tmp_path, monkeypatch):
-    path = write_video(tmp_path / f"v{suffix}", numbered(2), 8)
-
-    def contents():
-        return {
-            file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()
-        }
-
-    before = contents()
-    assert before
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(writers.os, "replace", full)
-    with pytest.raises(MediaError, match="No space left.*free some space"):
-        write_video(tmp_path / f"v{suffix}", numbered(3), 8)
-    monkeypatch.undo()
-    assert contents() == before
-    assert numbers(load_video(path)) == [0, 1]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failure_in_the_middle_removes_the_temporary_file(error, tmp_path, monkeypatch):
-    calls = []
-
-    def pad(array, *args, **kwargs):
-        calls.append(sorted(tmp_path.iterdir()))
-        if len(calls) == 3:
-            raise error
-        return array
-
-    monkeypatch.setattr(writers.np, "pad", pad)
-    with pytest.raises((MediaError, KeyboardInterrupt)):
-        write_video(tmp_path / "a.mp4", smooth(6), 8)
-    assert [file.suffix for file in calls[-1]] == [".mp4"]
-    assert calls[-1][0].name.startswith(".a.")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".webp", ""])
-def test_a_full_disk_is_reported(suffix, tmp_path):
-    resource = pytest.importorskip("resource")
-    noise = np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), np.uint8)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    try:
-        with pytest.raises(MediaError, match="could not be written"):
-            write_video(tmp_path / f"a{suffix}", noise, 8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_shorter_series_replaces_a_longer_one(tmp_path):
-    for target in (tmp_path / "folder", tmp_path / "s_%02d.png"):
-        write_video(target, numbered(5), 8, {"seed": 1})
-        path = write_video(target, numbered(2), 8)
-        assert numbers(load_video(path)) == [0, 1]
-    assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == [
-        "frame_0000.png",
-        "frame_0001.png",
-    ]
-
-
-def test_series_of_different_width_do_not_mix(tmp_path):
-    write_video(tmp_path / "s_%03d.png", numbered(2), 8)
-    write_video(tmp_path / "s_%04d.png", numbered(3), 8)
-    assert len(load_video(tmp_path / "s_%03d.png").frames) == 2
-    assert len(load_video(tmp_path / "s.png").frames) == 3
-
-
-def test_check_writable(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "dir.mp4").mkdir()
-    for path, words in [
-        (tmp_path / "a.avi", r"unknown suffix '.avi'.*\.mp4, \.webm, \.gif, \.webp, \.png"),
-        (tmp_path / "file" / "a.mp4", "is not a directory"),
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "dir.mp4", "is a directory"),
-    ]:
-        with pytest.raises(MediaError, match=words):
-            check_writable(path)
-        with pytest.raises(MediaError, match=words):
-            write_video(path, numbered(1), 8)
-    check_writable(tmp_path / "x" / "y" / "a.MP4")
-    check_writable(tmp_path / "x" / "folder")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["dir.mp4", "file"]
-
-    monkeypatch.setattr(writers.os, "access", lambda *args: False)
-    with pytest.raises(MediaError, match="no permission"):
-        check_writable(tmp_path / "a.mp4")
-    monkeypatch.undo()
-    monkeypatch.setitem(writers.CODECS, ".mp4", "no_such_codec")
-    with pytest.raises(MediaError, match="no no_such_codec encoder"):
-        check_writable(tmp_path / "a.mp4")
-
-
-def test_bad_arguments_of_write_video(tmp_path):
-    good = numbered(2)
-    for frames, fps, quality, words in [
-        (good[0], 8, "standard", "frames has shape"),
-        (good[:0], 8, "standard", "frames has shape"),
-        (good.astype(np.float32), 8, "standard", "frames is ndarray"),
-        ([good], 8, "standard", "frames is list"),
-        (torch.full((3, 1, 4, 4), float("nan")), 8, "standard", "frames has NaN"),
-        (good, 0, "standard", "fps is 0"),
-        (good, float("nan"), "standard", "fps is nan"),
-        (good, 8, "best", "quality is 'best'.*small, standard, high"),
-    ]:
-        with pytest.raises(MediaError, match=words):
-            write_video(tmp_path / "a.mp4", frames, fps, quality=quality)
-    assert list(tmp_path.iterdir()) == []

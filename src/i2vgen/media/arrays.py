@@ -89,5 +89,5 @@ def frames_to_tensor(pixels: np.ndarray) -> Tensor:
     """Frames uint8 (f h w 3) -> float32 (1 3 f h w) in [-1, 1]; the inverse of `frames_to_uint8`."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.size == 0:
         raise MediaError(f"frames has dtype {pixels.dtype}, shape {pixels.shape}: expected uint8 (f h w 3)")
-    frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))).float()
+    frames = torch.from_numpy(np.array(pixels.transpose(3, 0, 1, 2), order="C")).float()
     return frames.div_(127.5).sub_(1)[None]

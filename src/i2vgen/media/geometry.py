@@ -124,5 +124,5 @@ def _resize_cover(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _unit_tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255)
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).contiguous().float().div_(255)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from i2vgen.media.arrays import array_to_uint8, frames_to_uint8
+from i2vgen.media.completeness import check_complete
 from i2vgen.media.frame_series import frame_files, frames_fps
 from i2vgen.media.images import DECODER_ERRORS, MAX_PIXELS, load_image, open_image
 from i2vgen.media.sources import MediaError, read_source
@@ -55,9 +56,8 @@ def open_frames(
         header = file.read(16)
     if _is_picture(header):
         rate = _animation_rate(data, name, max_pixels)
-        even = resampled(_timed_animation(data, name), 0.0, rate)
-        return rate, ((index / rate, 1 / rate, decode) for index, decode in enumerate(even)), path
-    rate = _container_rate(data, header, name, max_pixels)
+        return rate, _evenly(_timed_animation(data, name), rate), path
+    rate = _container_rate(data, name, max_pixels)
     return rate, _timed_container(data, rate, start), path
 
 
@@ -115,16 +115,23 @@ def _is_picture(header: bytes) -> bool:
 def _timed_animation(data: Path | bytes, name: str) -> Iterator[TimedFrame]:
     with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file:
         image = open_image(file, name)
-        time = 0.0
-        for index in range(getattr(image, "n_frames", 1)):
+        time, num_frames = 0.0, getattr(image, "n_frames", 1)
+        for index in range(num_frames):
             image.seek(index)
             image.load()
             # As browsers do: a frame of 10 ms or less is shown for 100 ms.
-            milliseconds = image.info.get("duration") or 0
+            milliseconds = image.info.get("duration") or (1000 / DEFAULT_FPS if num_frames == 1 else 0)
             duration = (milliseconds if milliseconds > 10 else 100) / 1000
             frame = np.asarray(load_image(image))
             yield time, duration, lambda frame=frame: frame
             time += duration
+
+
+def _evenly(timed: Iterator[TimedFrame], rate: float) -> Iterator[TimedFrame]:
+    """Each frame as often as ticks of `rate` fall nearest to its time; GIF times are rounded to 10 ms."""
+    for time, duration, decode in timed:
+        for tick in range(round(time * rate), round((time + duration) * rate)):
+            yield tick / rate, 1 / rate, decode
 
 
 def _animation_rate(data: Path | bytes, name: str, max_pixels: int) -> float:
@@ -159,7 +166,7 @@ def open_container(data: Path | bytes):
     return av.open(target, options={"format_whitelist": VIDEO_FORMATS})
 
 
-def _container_rate(data: Path | bytes, header: bytes, name: str, max_pixels: int) -> float:
+def _container_rate(data: Path | bytes, name: str, max_pixels: int) -> float:
     try:
         with open_container(data) as container:
             if not container.streams.video:
@@ -173,36 +180,8 @@ def _container_rate(data: Path | bytes, header: bytes, name: str, max_pixels: in
         ) from error
     if width * height > max_pixels:
         raise MediaError(f"{name} is {width} x {height}, max_pixels_total is {max_pixels}: make it smaller")
-    if header.startswith(b"\x1a\x45\xdf\xa3"):
-        _check_matroska_length(data, name)
+    check_complete(data, name)
     return float(rate) if rate else DEFAULT_FPS
-
-
-def _check_matroska_length(data: Path | bytes, name: str) -> None:
-    """FFmpeg ends a Matroska file that is cut short without a word; its Segment element has the length."""
-    with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(4)
-        header_length, is_known = _read_vint(file)
-        file.seek(header_length, io.SEEK_CUR)
-        if not is_known or file.read(4) != b"\x18\x53\x80\x67":
-            return
-        length, is_known = _read_vint(file)
-        if is_known and file.tell() + length > size:
-            raise MediaError(
-                f"{name} is cut short ({size} of {file.tell() + length} bytes): copy or download it again"
-            )
-
-
-def _read_vint(file) -> tuple[int, bool]:
-    """EBML length, RFC 8794 section 4: (value, False when all ones, which says "unknown")."""
-    first = file.read(1)
-    if not first or not first[0]:
-        return 0, False
-    num_bytes = 9 - first[0].bit_length()
-    mask = (1 << (8 - num_bytes)) - 1
-    value = int.from_bytes(bytes([first[0] & mask]) + file.read(num_bytes - 1), "big")
-    return value, value != (1 << (7 * num_bytes)) - 1
 
 
 def _timed_container(data: Path | bytes, rate: float, start: float) -> Iterator[TimedFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ FONT_SIZE = 15
 MARGIN = 12
 GAP = 3
 LABEL_LINES = 2
+# More characters than two lines of any sheet can show.
+MAX_LABEL = 1000
 BACKGROUND, INK = (250, 250, 248), (30, 30, 34)
 
 
@@ -86,7 +89,7 @@ def _strip(video: np.ndarray, num_frames: int, thumbnail_size: int) -> Image.Ima
 def _wrap(label: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
     """Words of `label` in at most `max_lines` lines that fit `width` pixels; the rest becomes an ellipsis."""
     lines = [""]
-    for word in label.split():
+    for word in label[:MAX_LABEL].split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
@@ -100,6 +103,5 @@ def _wrap(label: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) 
 def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(line) <= width:
         return line
-    while line and font.getlength(line + "...") > width:
-        line = line[:-1]
-    return line.rstrip() + "..."
+    length = bisect_left(range(len(line)), True, key=lambda end: font.getlength(line[:end] + "...") > width)
+    return line[: max(0, length - 1)].rstrip() + "..."

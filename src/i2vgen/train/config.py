@@ -20,7 +20,7 @@ class DataConfig:
     """Where the clips come from and what share each kind has."""
 
     pack_dir: str = ""  # folder with photos.jsonl, sprites.jsonl, film/shots.jsonl
-    cache_dir: str = ""  # latents made ahead by `python -m i2vgen.data.cache`; "" makes clips on the fly
+    cache_dir: str = ""  # latents made ahead by `python -m i2vgen.train.cache`; "" makes clips on the fly
     num_clips: int = 6000  # clips in the cache
     num_val_clips: int = 64
     sizes: list[list[int]] = field(default_factory=lambda: [[128, 128], [224, 128], [128, 224]])  # (W, H)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from i2vgen.data.cache import Bucket, load_cache
+from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.schedulers.schedules import (
     alphas_cumprod_from_betas,

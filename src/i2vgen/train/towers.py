@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from i2vgen.data import captions as words
-from i2vgen.data.cache import THUMBNAIL, thumbnail
+from i2vgen.train.cache import THUMBNAIL, thumbnail
 from i2vgen.data.motion import TARGET_NAMES, ClipMaker
 from i2vgen.data.pack import Pack
 from i2vgen.train.config import TrainConfig

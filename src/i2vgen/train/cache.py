@@ -1,4 +1,4 @@
-"""Clips made ahead and kept as latents: `python -m i2vgen.data.cache CONFIG.toml [section.key=value ...]`.
+"""Clips made ahead and kept as latents: `python -m i2vgen.train.cache CONFIG.toml [section.key=value ...]`.
 
 A cache folder holds `clips-WxH-NNN.safetensors` (latents (k f c h w) float16, first frames as 64 px thumbnails
 (k 3 64 64) uint8) and beside each a JSON list of captions. A shard is written whole or not at all, and shards
@@ -40,7 +40,7 @@ def encode_clip(vae: PatchAutoencoder, frames: np.ndarray, generator: torch.Gene
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
-    return (posterior.sample(generator=generator).float() * vae.config.scaling_factor).half()
+    return (posterior.sample(generator=generator).float() * vae.config.scaling_factor).half().contiguous()
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def make_cache(data: DataConfig, vae_dir: str, seed: int, split: str = "train") 
             captions.append(clip.caption)
             targets.append(clip.targets)
         path.with_suffix(".json").write_text(json.dumps({"captions": captions, "targets": targets}))
-        save_file({"latents": torch.stack(latents), "thumbnails": torch.stack(thumbnails)}, path.with_suffix(".tmp"))
+        save_file({"latents": torch.stack(latents).contiguous(), "thumbnails": torch.stack(thumbnails)}, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
 
@@ -97,7 +97,7 @@ def load_cache(folder: str | Path) -> list[Bucket]:
     for path in sorted(Path(folder).glob("clips-*.safetensors")):
         shards.setdefault(path.stem.split("-")[1], []).append(path)
     if not shards:
-        raise ValueError(f"data.cache_dir: no clips in {folder}; make them with python -m i2vgen.data.cache")
+        raise ValueError(f"data.cache_dir: no clips in {folder}; make them with python -m i2vgen.train.cache")
     buckets = []
     for paths in shards.values():
         tensors = [load_file(path) for path in paths]
@@ -113,7 +113,7 @@ def load_cache(folder: str | Path) -> list[Bucket]:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
-        print("usage: python -m i2vgen.data.cache CONFIG.toml [section.key=value ...]")
+        print("usage: python -m i2vgen.train.cache CONFIG.toml [section.key=value ...]")
         return 2
     config = load_config(arguments[0], arguments[1:])
     cv2.setNumThreads(1)
