@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+MAX_PLAIN_SCORES = 2**25
+
 
 class Attention(nn.Module):
     """Multi-head attention with the projections of the released weights: q, k, v without bias, out with."""
@@ -38,12 +40,12 @@ class Attention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v on (b h n d).
 
-    On a CPU, short sequences (the frames of a pixel) go through plain batched products: torch's fused kernel
-    is several times slower there.
+    On a CPU, plain batched products are two to four times as fast as torch's fused kernel while the scores
+    fit in a moderate amount of memory.
     """
-    if q.device.type == "cpu" and k.shape[-2] <= 32:
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype), v)
+    num_scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if q.device.type == "cpu" and num_scores <= MAX_PLAIN_SCORES:
+        return torch.matmul(torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(dim=-1), v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -97,7 +99,9 @@ class SpatialTransformer(nn.Module):
         inner_dim = num_heads * head_dim
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner_dim)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner_dim, num_heads, head_dim, context_dim)])
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(inner_dim, num_heads, head_dim, context_dim)]
+        )
         self.proj_out = nn.Linear(inner_dim, channels)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

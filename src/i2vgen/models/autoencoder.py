@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,7 +54,12 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         decoder_channels: tuple[int, int, int] = (160, 96, 32),
         layers_per_block: int = 2,
         scaling_factor: float = 1.0,
-        block_out_channels: tuple[int, ...] = (1, 1, 1, 1),  # four levels: a factor of 8, for diffusers' pipelines
+        block_out_channels: tuple[int, ...] = (
+            1,
+            1,
+            1,
+            1,
+        ),  # four levels: a factor of 8, for diffusers' pipelines
     ):
         super().__init__()
         quarter, eighth = encoder_channels
@@ -89,17 +95,19 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def set_transform(self, components: torch.Tensor, gains: torch.Tensor) -> None:
-        """Orthonormal patch `components` (c 192), patches flattened as (3 8 8), and the `gains` (c) of the latents."""
+        """Orthonormal patch `components` (c 192), flattened as (3 8 8); `gains` (c) of the latents."""
         kernel = components.reshape(-1, 3, PATCH, PATCH)
         self.analysis.weight.copy_(kernel * gains[:, None, None, None])
         self.synthesis.weight.copy_(kernel / gains[:, None, None, None])
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
         correction = self.encoder(x)
         mean, logvar = correction.chunk(2, dim=1)
         posterior = DiagonalGaussianDistribution(torch.cat([self.analysis(x) + mean, logvar], dim=1))
         return EncoderOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         image = self.synthesis(z) + self.decoder(z)
         return DecoderOutput(sample=image) if return_dict else (image,)

@@ -18,7 +18,9 @@ from i2vgen.models.attention import SpatialTransformer, TemporalTransformer
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice, with the time embedding added in between."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, norm_num_groups: int, dropout: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, time_dim: int, norm_num_groups: int, dropout: float
+    ):
         super().__init__()
         self.norm1 = nn.GroupNorm(norm_num_groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -55,7 +57,7 @@ class TemporalConvolution(nn.Sequential):
 
 
 class TemporalConvBlock(nn.Module):
-    """Four temporal convolutions added to the input; the last starts at zero, so the block starts as identity."""
+    """Four temporal convolutions added to the input; the last starts at zero, the block as identity."""
 
     def __init__(self, channels: int, norm_num_groups: int, dropout: float):
         super().__init__()
@@ -98,7 +100,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution of the UNet: layers of (residual, temporal convolution, spatial and temporal attention)."""
+    """One resolution of the UNet; a layer: residual, temporal convolution, spatial and temporal attention."""
 
     def __init__(
         self,
@@ -132,14 +134,24 @@ class Level(nn.Module):
         self.gradient_checkpointing = False
 
     def run_layer(
-        self, index: int, x: torch.Tensor, time_embedding: torch.Tensor, context: torch.Tensor, num_frames: int
+        self,
+        index: int,
+        x: torch.Tensor,
+        time_embedding: torch.Tensor,
+        context: torch.Tensor,
+        num_frames: int,
     ) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer, index, x, time_embedding, context, num_frames, use_reentrant=False)
         return self._layer(index, x, time_embedding, context, num_frames)
 
     def _layer(
-        self, index: int, x: torch.Tensor, time_embedding: torch.Tensor, context: torch.Tensor, num_frames: int
+        self,
+        index: int,
+        x: torch.Tensor,
+        time_embedding: torch.Tensor,
+        context: torch.Tensor,
+        num_frames: int,
     ) -> torch.Tensor:
         x = self.resnets[index](x, time_embedding)
         x = self.temp_convs[index](x, num_frames)
@@ -153,16 +165,28 @@ class MidBlock(nn.Module):
     """Residual, attention, residual at the lowest resolution."""
 
     def __init__(
-        self, channels: int, time_dim: int, context_dim: int, head_dim: int, norm_num_groups: int, dropout: float
+        self,
+        channels: int,
+        time_dim: int,
+        context_dim: int,
+        head_dim: int,
+        norm_num_groups: int,
+        dropout: float,
     ):
         super().__init__()
         heads = channels // head_dim
         self.resnets = nn.ModuleList(
             [ResidualBlock(channels, channels, time_dim, norm_num_groups, dropout) for _ in range(2)]
         )
-        self.temp_convs = nn.ModuleList([TemporalConvBlock(channels, norm_num_groups, dropout) for _ in range(2)])
-        self.attentions = nn.ModuleList([SpatialTransformer(channels, heads, head_dim, context_dim, norm_num_groups)])
-        self.temp_attentions = nn.ModuleList([TemporalTransformer(channels, heads, head_dim, norm_num_groups)])
+        self.temp_convs = nn.ModuleList(
+            [TemporalConvBlock(channels, norm_num_groups, dropout) for _ in range(2)]
+        )
+        self.attentions = nn.ModuleList(
+            [SpatialTransformer(channels, heads, head_dim, context_dim, norm_num_groups)]
+        )
+        self.temp_attentions = nn.ModuleList(
+            [TemporalTransformer(channels, heads, head_dim, norm_num_groups)]
+        )
 
     def forward(
         self, x: torch.Tensor, time_embedding: torch.Tensor, context: torch.Tensor, num_frames: int

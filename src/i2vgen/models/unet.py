@@ -9,6 +9,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
@@ -40,6 +41,7 @@ class Conditions:
     context: torch.Tensor  # (b n d): text, then local tokens, then global tokens
     content: torch.Tensor | None  # (b c f h w)
     fps_embedding: torch.Tensor | None  # (b d)
+    image_latents: torch.Tensor | None = None  # (b c 1 h w), for the still prior
 
 
 class I2VGenXLUNet(ModelMixin, ConfigMixin):
@@ -56,6 +58,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             weights are trained so; diffusers' port has 1.0.
         has_odd_height: the refiners' padding, for latent heights of 2 mod 8 (720 px: 90 rows).
         use_decoder_edits: sr600's gains in the first two decoder layers.
+        use_still_prior: add to the output the best linear guess of the velocity from the sample and the image
+            latents, see `set_still_prior`. Small networks otherwise spend most of their training on learning to
+            copy their inputs through; the released ones do without.
         dropout: in training, in residual blocks and temporal convolutions.
     """
 
@@ -84,10 +89,13 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         image_latents_scale: float = 2.0,
         has_odd_height: bool = False,
         use_decoder_edits: bool = False,
+        use_still_prior: bool = False,
         dropout: float = 0.1,
     ):
         super().__init__()
-        _check_config(down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups)
+        _check_config(
+            down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups
+        )
         first, last = block_out_channels[0], block_out_channels[-1]
         time_dim = 4 * first
         common = (time_dim, cross_attention_dim, attention_head_dim, norm_num_groups, dropout)
@@ -97,7 +105,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         if use_fps:
             self.fps_embedding = two_layer(first, time_dim, time_dim)
         if use_image_embeddings:
-            self.context_embedding = two_layer(cross_attention_dim, time_dim, cross_attention_dim * num_image_tokens)
+            self.context_embedding = two_layer(
+                cross_attention_dim, time_dim, cross_attention_dim * num_image_tokens
+            )
         if use_image_latents:
             self.image_latents_proj_in = content_projection(in_channels)
             self.image_latents_temporal_encoder = ContentTemporalEncoder(in_channels)
@@ -105,7 +115,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
 
         # in
         self.conv_in = nn.Conv2d(in_channels * (2 if use_image_latents else 1), first, 3, padding=1)
-        self.transformer_in = TemporalTransformer(first, transformer_in_heads, attention_head_dim, norm_num_groups)
+        self.transformer_in = TemporalTransformer(
+            first, transformer_in_heads, attention_head_dim, norm_num_groups
+        )
 
         # down
         self.down_blocks = nn.ModuleList()
@@ -136,7 +148,32 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
+        if use_still_prior:  # (timestep, image frame or other frame, gain of the sample or of the image, channel)
+            self.register_buffer("still_prior", torch.zeros(1000, 2, 2, out_channels))
 
+    @torch.no_grad()
+    def set_still_prior(self, alpha: torch.Tensor, sigma: torch.Tensor, variances: torch.Tensor) -> None:
+        """Fill in the gains of the still prior.
+
+        With x_0 ~ N(z, s^2) around the image latents z, the mean velocity given x_t is
+        -sigma z + alpha sigma (1 - s^2) / (alpha^2 s^2 + sigma^2) (x_t - alpha z).
+
+        alpha, sigma (1000): the noise schedule; variances (c): s^2 of the frames after the first, whose own is 0.
+        """
+        s2 = torch.stack([torch.zeros_like(variances), variances]).double()[None]
+        alpha, sigma = (x.double()[:, None, None] for x in (alpha, sigma))
+        of_sample = alpha * sigma * (1 - s2) / (alpha**2 * s2 + sigma**2).clamp_min(1e-8)
+        of_image = -sigma - alpha * of_sample
+        self.still_prior.copy_(torch.stack([of_sample, of_image], dim=2))
+
+    def _still_velocity(self, sample: torch.Tensor, image_latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Velocity (b c f h w) of the still prior, float32."""
+        gains = self.still_prior[t].float()  # (b 2 2 c)
+        gains = gains[:, [0] + [1] * (sample.shape[2] - 1)]  # (b f 2 c)
+        of_sample, of_image = (rearrange(g, "b f c -> b c f 1 1") for g in gains.unbind(2))
+        return of_sample * sample.float() + of_image * image_latents.float()
+
+    @apply_forward_hook  # offloading moves the weights before this too, not before `forward` alone
     def encode_conditions(
         self,
         num_frames: int,
@@ -172,7 +209,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             fps_embedding = self.fps_embedding(embedding.to(self.dtype))
         if not tokens:
             raise ValueError("encoder_hidden_states: nothing to attend to (no text, no image)")
-        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding)
+        still = image_latents[:, :, :1] if config.use_still_prior else None
+        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, still)
 
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
         if image_latents.shape[2] != num_frames:
@@ -206,11 +244,15 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         b, _, f, height, width = sample.shape
         self.check_latent_size(height, width)
         if conditions is None:
-            conditions = self.encode_conditions(f, encoder_hidden_states, image_embeddings, image_latents, fps)
+            conditions = self.encode_conditions(
+                f, encoder_hidden_states, image_embeddings, image_latents, fps
+            )
 
         # time
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(b)
-        embedding = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype))
+        embedding = self.time_embedding(
+            sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype)
+        )
         if conditions.fps_embedding is not None:
             embedding = embedding + conditions.fps_embedding
         embedding = F.silu(embedding)
@@ -249,10 +291,12 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
+        if conditions.image_latents is not None:
+            x = (x.float() + self._still_velocity(sample, conditions.image_latents, t.long())).to(sample.dtype)
         return UNetOutput(sample=x) if return_dict else (x,)
 
     def check_latent_size(self, height: int, width: int) -> None:
-        """Raise ValueError with the nearest valid size if latents of (height, width) do not fit the levels."""
+        """Raise ValueError, naming the nearest valid size, if latents do not fit the levels."""
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         remainder = 2 if self.config.has_odd_height else 0
         if height % factor == remainder % factor and width % factor == 0 and min(height, width) > 0:
@@ -260,8 +304,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         near_height = max(factor, round((height - remainder) / factor) * factor) + remainder
         near_width = max(factor, round(width / factor) * factor)
         raise ValueError(
-            f"latent size (height, width) = ({height}, {width}): height must be {remainder} mod {factor} and width "
-            f"a multiple of {factor}; nearest valid ({near_height}, {near_width})"
+            f"latent size (height, width) = ({height}, {width}): height must be {remainder} mod {factor} "
+            f"and width a multiple of {factor}; nearest valid ({near_height}, {near_width})"
         )
 
 

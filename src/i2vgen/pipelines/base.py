@@ -12,7 +12,9 @@ from PIL import Image
 
 from i2vgen.media import frames_to_uint8, nearest_valid_size
 from i2vgen.pipelines.conditioning import (
+    as_images,
     as_list,
+    as_prompts,
     count_videos,
     decode_latents,
     draw,
@@ -20,6 +22,7 @@ from i2vgen.pipelines.conditioning import (
     encode_pixels,
     encode_prompts,
     prepare_image,
+    step_options,
 )
 from i2vgen.pipelines.loading import FamilyPipeline
 from i2vgen.pipelines.options import BaseOptions, replaced
@@ -44,7 +47,15 @@ class I2VGenXLPipeline(FamilyPipeline):
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
-        self, vae, text_encoder, tokenizer, image_encoder, feature_extractor, unet, scheduler, base_defaults=None
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        image_encoder,
+        feature_extractor,
+        unet,
+        scheduler,
+        base_defaults=None,
     ):
         super().__init__()
         self.register_modules(
@@ -104,19 +115,20 @@ class I2VGenXLPipeline(FamilyPipeline):
         Args:
             prompt, image, negative_prompt: one for all videos, or a list with one each. An image is anything
                 that `i2vgen.media.load_image` takes, or a tensor (3 h w) / (b 3 h w).
-            height, width, num_frames, target_fps, num_inference_steps, guidance_scale, eta, decode_chunk_size,
-                guidance_rescale: None means the default of the loaded model (see `options`).
+            height, width, num_frames, target_fps, num_inference_steps, guidance_scale, guidance_rescale, eta,
+                decode_chunk_size: None means the default of the loaded model (see `options`).
             num_videos_per_prompt: videos for each prompt and image.
             generator: one, or a list with one per video. A list makes each video independent of the others
-                in the batch; the generator governs the image's VAE sample, the starting noise, and eta's noise.
+                in the batch; the generator governs the image's VAE sample, the starting and eta's noise.
             latents: starting noise (b c f h/8 w/8) in place of a drawn one.
             prompt_embeds, negative_prompt_embeds: (b n d) in place of text.
             output_type: "pil", "np", "pt" or "latent".
-            callback_on_step_end: called as (pipeline, step, timestep, tensors); may return tensors to replace.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors), with the tensors named in
+                `callback_on_step_end_tensor_inputs`; may return {"latents": ...} to go on with others.
             fit: "crop" scales and cuts the image to the size, "pad" shows all of it on black.
             exact: prepare images to the pixel as the original did, its black row included.
 
-        Raises ValueError naming the argument for anything out of range, NonFiniteError if the numbers blow up.
+        Raises ValueError naming an argument that is out of range, NonFiniteError if the numbers blow up.
         """
         # 1. Check
         options = replaced(
@@ -140,12 +152,23 @@ class I2VGenXLPipeline(FamilyPipeline):
         if prompt is not None and prompt_embeds is not None:
             raise ValueError("prompt and prompt_embeds: give one of them")
         self.check_size(options.height, options.width)
-        if isinstance(image, torch.Tensor) and image.ndim == 4:
-            image = list(image)
-        if prompt_embeds is not None:
-            prompt = [None] * len(prompt_embeds) if len(prompt_embeds) > 1 else None
-        count = count_videos(prompt=prompt, image=image, negative_prompt=negative_prompt)
-        repeats = num_videos_per_prompt or 1
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("negative_prompt and negative_prompt_embeds: give one of them")
+        repeats = 1 if num_videos_per_prompt is None else num_videos_per_prompt
+        if repeats < 1:
+            raise ValueError(f"num_videos_per_prompt must be at least 1, got {num_videos_per_prompt!r}")
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                known = ", ".join(self._callback_tensor_inputs)
+                raise ValueError(f"callback_on_step_end_tensor_inputs: {name!r} is unknown; use {known}")
+        image = as_images(image)
+        count = count_videos(
+            prompt=prompt,
+            image=image,
+            negative_prompt=negative_prompt,
+            prompt_embeds=self._checked_embeds(prompt_embeds, "prompt_embeds"),
+            negative_prompt_embeds=self._checked_embeds(negative_prompt_embeds, "negative_prompt_embeds"),
+        )
         generators = as_list(generator, count * repeats, "generator")
         device, dtype = self._execution_device, self.unet.dtype
         use_guidance = options.guidance_scale > 1
@@ -157,13 +180,18 @@ class I2VGenXLPipeline(FamilyPipeline):
 
         # 3. Image: embedding of the whole, latents of the fitted one
         pictures = [
-            prepare_image(i, options.width, options.height, fit, exact) for i in as_list(image, count, "image")
+            prepare_image(i, options.width, options.height, fit, exact)
+            for i in as_list(image, count, "image")
         ]
-        image_embeddings = self._embed_images([p for p, _ in pictures], options.width, exact)
+        image_embeddings = encode_images_clip(
+            self.feature_extractor, self.image_encoder, [p for p, _ in pictures], options.width, exact
+        )
         pixels = torch.stack([p for _, p in pictures]).repeat_interleave(repeats, dim=0)
         image_latents = encode_pixels(self.vae, pixels, generators).to(device, dtype)
-        prompt_embeds, image_embeddings = (
-            x.to(device, dtype).repeat_interleave(repeats, dim=0) for x in (prompt_embeds, image_embeddings)
+        self.require_finite(image_latents, "encoding of the image")
+        prompt_embeds, negative_prompt_embeds, image_embeddings = (
+            None if x is None else x.to(device, dtype).repeat_interleave(repeats, dim=0)
+            for x in (prompt_embeds, negative_prompt_embeds, image_embeddings)
         )
 
         # 4. Noise
@@ -173,26 +201,33 @@ class I2VGenXLPipeline(FamilyPipeline):
         # 5. Conditions, the same in every step
         fps = torch.full((len(latents),), options.target_fps, device=device)
         conditions = [
-            self.unet.encode_conditions(options.num_frames, prompt_embeds, image_embeddings, image_latents, fps)
+            self.unet.encode_conditions(
+                options.num_frames, prompt_embeds, image_embeddings, image_latents, fps
+            )
         ]
         if use_guidance:
-            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype).repeat_interleave(repeats, dim=0)
             nothing = torch.zeros_like(image_embeddings)
             conditions.append(
-                self.unet.encode_conditions(options.num_frames, negative_prompt_embeds, nothing, image_latents, fps)
+                self.unet.encode_conditions(
+                    options.num_frames, negative_prompt_embeds, nothing, image_latents, fps
+                )
             )
 
         # 6. Denoise
         self.scheduler.set_timesteps(options.num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
+        step = step_options(
+            self.scheduler, eta=options.eta, generator=None if generator is None else generators
+        )
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, t in enumerate(timesteps):
-                velocity = [self.unet(latents.to(dtype), t, conditions=c).sample.float() for c in conditions]
+                inputs = self.scheduler.scale_model_input(latents, t).to(dtype)
+                velocity = [self.unet(inputs, t, conditions=c).sample.float() for c in conditions]
                 if use_guidance:
                     velocity = apply_guidance(*velocity, options.guidance_scale, options.guidance_rescale)
                 else:
                     velocity = velocity[0]
-                latents = self.scheduler.step(velocity, t, latents, eta=options.eta, generator=generators).prev_sample
+                latents = self.scheduler.step(velocity, t, latents, **step).prev_sample
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "prompt_embeds": prompt_embeds}
                     known["negative_prompt_embeds"] = negative_prompt_embeds
@@ -204,7 +239,8 @@ class I2VGenXLPipeline(FamilyPipeline):
         # 7. Decode
         frames = latents
         if output_type != "latent":
-            frames = as_output(decode_latents(self.vae, latents.to(dtype), options.decode_chunk_size), output_type)
+            frames = decode_latents(self.vae, latents, options.decode_chunk_size)
+            frames = as_output(self.require_finite(frames, "decoding"), output_type)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -217,26 +253,34 @@ class I2VGenXLPipeline(FamilyPipeline):
         count: int,
         clip_skip: int | None,
         use_guidance: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if prompt_embeds is None:
-            prompts = as_list("" if prompt is None else prompt, count, "prompt")
-            prompt_embeds = self._tower_text(prompts, clip_skip)
+            prompt_embeds = self._tower_text(as_prompts(prompt, count, "prompt"), clip_skip)
         elif len(prompt_embeds) != count:
             prompt_embeds = prompt_embeds.expand(count, -1, -1)
         if negative_prompt_embeds is None and use_guidance:
             default = self.options.negative_prompt if negative_prompt is None else negative_prompt
-            negative_prompt_embeds = self._tower_text(as_list(default, count, "negative_prompt"), clip_skip)
+            negative_prompt_embeds = self._tower_text(
+                as_prompts(default, count, "negative_prompt"), clip_skip
+            )
         elif negative_prompt_embeds is not None and len(negative_prompt_embeds) != count:
             negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
         return prompt_embeds, negative_prompt_embeds
 
-    def _tower_text(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor:
-        if self.text_encoder is None:
-            raise ValueError("prompt: this model has no text encoder; pass prompt_embeds and negative_prompt_embeds")
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)
+    def _tower_text(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor | None:
+        """Text tokens, or None where the model has no text tower (image2video) and no text is given."""
+        if self.text_encoder is not None:
+            return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)
+        if any(prompts):
+            raise ValueError("prompt: this model has no text encoder; leave prompt and negative_prompt out")
+        return None
 
-    def _embed_images(self, images: list[Image.Image], width: int, exact: bool) -> torch.Tensor:
-        return encode_images_clip(self.feature_extractor, self.image_encoder, images, width, exact)
+    def _checked_embeds(self, embeds: torch.Tensor | None, name: str) -> list[torch.Tensor] | None:
+        """One entry a video, as `count_videos` reads it; one for all counts as single."""
+        width = self.unet.config.cross_attention_dim
+        if embeds is not None and (embeds.ndim != 3 or embeds.shape[-1] != width):
+            raise ValueError(f"{name}: expected shape (b n {width}), got {tuple(embeds.shape)}")
+        return None if embeds is None or len(embeds) == 1 else list(embeds)
 
     def _starting_noise(
         self,
@@ -248,7 +292,9 @@ class I2VGenXLPipeline(FamilyPipeline):
     ) -> torch.Tensor:
         if latents is not None:
             if latents.shape != (len(generators), *shape):
-                raise ValueError(f"latents: expected shape {(len(generators), *shape)}, got {tuple(latents.shape)}")
+                raise ValueError(
+                    f"latents: expected shape {(len(generators), *shape)}, got {tuple(latents.shape)}"
+                )
             return latents.to(device, torch.float32)
         noise = []
         for generator in generators:

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from i2vgen import __version__
-from i2vgen.media import frames_to_uint8, load_image
+from i2vgen.media import frames_to_uint8
 from i2vgen.pipelines.base import I2VGenXLPipeline
-from i2vgen.pipelines.conditioning import as_list, count_videos, decode_latents
+from i2vgen.pipelines.conditioning import as_images, as_list, count_videos, decode_latents, read_image
 from i2vgen.pipelines.loading import FamilyPipeline, parse_device, parse_dtype
 from i2vgen.pipelines.options import BaseOptions, RefineOptions, replaced
 from i2vgen.pipelines.refine import VideoRefinePipeline
@@ -30,7 +30,7 @@ class CascadeOutput:
     frames: list[np.ndarray]  # uint8 (f h w 3)
     base_frames: list[np.ndarray | None]
     settings: list[dict[str, Any]]  # all that reproduces the video, see `i2vgen.media.read_settings`
-    base_latents: torch.Tensor  # (b c f h w), for `CascadePipeline.refine_latents`
+    base_latents: torch.Tensor  # (b c f h w), the base stage's result
     fps: int = 8
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -71,7 +71,9 @@ class CascadePipeline(FamilyPipeline):
             refine_unet=refine_unet,
             refine_scheduler=refine_scheduler,
         )
-        self.register_to_config(base_defaults=dict(base_defaults or {}), refine_defaults=dict(refine_defaults or {}))
+        self.register_to_config(
+            base_defaults=dict(base_defaults or {}), refine_defaults=dict(refine_defaults or {})
+        )
         shared = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
         towers = {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         self.base = I2VGenXLPipeline(
@@ -152,9 +154,16 @@ class CascadePipeline(FamilyPipeline):
         # 1. Check and choose sizes
         if refine and self.refiner is None:
             raise ValueError("refine: this model has no refinement stage; pass refine=False")
-        count = count_videos(image=image, prompt=prompt, negative_prompt=negative_prompt, seed=seed)
+        image = as_images(image)
+        count = count_videos(
+            image=image,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            refine_prompt=refine_prompt,
+        )
         seeds = [checked_seed(s) for s in as_list(seed, count, "seed")]
-        images = [load_image(i) for i in as_list(image, count, "image")]
+        images = [read_image(i) for i in as_list(image, count, "image")]
         base_size, final_size = self.sizes_for(images[0].size, size, refine)
         options = replaced(
             self.base.options,
@@ -166,6 +175,17 @@ class CascadePipeline(FamilyPipeline):
             guidance_scale=guidance_scale,
         )
         self.base.check_size(options.height, options.width)
+        refine_options = None
+        if refine:
+            refine_options = replaced(
+                self.refiner.options,
+                {"num_inference_steps": "refine_steps", "guidance_scale": "refine_guidance_scale"},
+                width=final_size[0],
+                height=final_size[1],
+                num_inference_steps=refine_steps,
+                guidance_scale=refine_guidance_scale,
+            )
+            self.refiner.start_timestep(refine_options, refine_strength)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
 
         # 2. Base stage
@@ -187,16 +207,9 @@ class CascadePipeline(FamilyPipeline):
         ).frames
 
         # 3. Refinement stage
-        base_frames = decode_latents(self.vae, latents.to(self.vae.dtype), options.decode_chunk_size)
-        refine_options, frames = None, base_frames
+        base_frames = decode_latents(self.vae, latents, options.decode_chunk_size)
+        frames = self.require_finite(base_frames, "decoding of the base stage")
         if refine:
-            refine_options = replaced(
-                self.refiner.options,
-                width=final_size[0],
-                height=final_size[1],
-                num_inference_steps=refine_steps,
-                guidance_scale=refine_guidance_scale,
-            )
             self._place(self.refine_unet, self.unet)
             frames = self.refiner(
                 prompt=prompt if refine_prompt is None else refine_prompt,
@@ -234,7 +247,7 @@ class CascadePipeline(FamilyPipeline):
     def sizes_for(
         self, image_size: tuple[int, int], size: tuple[int, int] | None, refine: bool
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(width, height) of base and result. A given `size` is the result's; the base keeps its short side."""
+        """(width, height) of base and result; `size` is the result's, the base keeps its short side."""
         if size is None:
             return self.default_sizes(*image_size)
         width, height = size

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
 import torch
 from PIL import Image
 
-from i2vgen.media import clip_input, fit_image, image_to_tensor, load_image
+from i2vgen.media import MediaError, center_crop_wide, clip_input, fit_image, image_to_tensor, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,20 @@ def as_list(value: Any, count: int, name: str) -> list:
     return [value] * count
 
 
+def as_prompts(value: Any, count: int, name: str) -> list[str]:
+    """One text a video, as `as_list`; None is the empty text."""
+    prompts = ["" if prompt is None else prompt for prompt in as_list(value, count, name)]
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"{name} must be text, got {type(prompt).__name__}")
+    return prompts
+
+
+def as_images(image: Any) -> Any:
+    """A batch of pictures as a tensor (b c h w) or array (b h w c) becomes a list of them."""
+    return list(image) if getattr(image, "ndim", 0) == 4 else image
+
+
 def count_videos(**inputs: Any) -> int:
     """The number of videos that lists among `inputs` agree on; single values fit any number."""
     counts = {name: len(v) for name, v in inputs.items() if isinstance(v, list | tuple)}
@@ -31,27 +46,36 @@ def count_videos(**inputs: Any) -> int:
     for name, count in counts.items():
         if count != most:
             other = next(n for n, c in counts.items() if c == most)
-            raise ValueError(f"{name} has {count} entries but {other} has {most}; give one each, or one for all")
+            raise ValueError(
+                f"{name} has {count} entries but {other} has {most}; give one each, or one for all"
+            )
     if most == 0:
         raise ValueError(f"{next(iter(counts))}: empty list")
     return most
 
 
 @torch.no_grad()
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: list[str], clip_skip: int | None = 1) -> torch.Tensor:
+def encode_prompts(
+    tokenizer: Any, text_encoder: Any, prompts: list[str], clip_skip: int | None = 1
+) -> torch.Tensor:
     """Prompts -> (b n d) text tokens: the layer `clip_skip` before the last, through the final norm.
 
     A prompt longer than the tower reads is cut, with a warning naming what was lost.
     """
+    layers = text_encoder.config.num_hidden_layers
+    if clip_skip is not None and not 0 <= clip_skip <= layers:
+        raise ValueError(
+            f"clip_skip is {clip_skip}; the text tower has {layers} layers to skip, None takes the last"
+        )
     length = tokenizer.model_max_length
     for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt must be text, got {type(prompt).__name__}")
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > length:
             lost = tokenizer.decode(ids[length - 1 : -1])
             logger.warning(
-                "prompt: the text tower reads %d tokens; this is cut off: %r", length, lost[:80] + "..." * (len(lost) > 80)
+                "prompt: the text tower reads %d tokens; this is cut off: %r",
+                length,
+                lost[:80] + "..." * (len(lost) > 80),
             )
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     output = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
@@ -92,7 +116,7 @@ def encode_pixels(
             means.append(posterior.mean)
             stds.append(posterior.std)
         mean, std = torch.cat(means), torch.cat(stds)
-        latents.append((mean + std * draw(mean.shape, generator, device, dtype)).transpose(0, 1))
+        latents.append((mean + std * draw(mean.shape, generator, mean.device, dtype)).transpose(0, 1))
     return torch.stack(latents) * vae.config.scaling_factor
 
 
@@ -102,9 +126,17 @@ def decode_latents(vae: Any, latents: torch.Tensor, chunk_size: int) -> torch.Te
     videos = []
     for video in latents:
         frames = (video / vae.config.scaling_factor).transpose(0, 1)
-        chunks = [vae.decode(c.to(vae.device, vae.dtype)).sample.float().cpu() for c in frames.split(chunk_size)]
+        chunks = [
+            vae.decode(c.to(vae.device, vae.dtype)).sample.float().cpu() for c in frames.split(chunk_size)
+        ]
         videos.append(torch.cat(chunks).transpose(0, 1))
     return torch.stack(videos).clamp_(-1, 1)
+
+
+def step_options(scheduler: Any, **options: Any) -> dict[str, Any]:
+    """Those of `options` that the scheduler's `step` takes: some of diffusers know no eta or generator."""
+    known = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 def draw(
@@ -115,10 +147,23 @@ def draw(
     return torch.randn(shape, generator=generator, device=source).to(device, dtype)
 
 
-def prepare_image(source: Any, width: int, height: int, fit: str, exact: bool) -> tuple[Image.Image, torch.Tensor]:
-    """Anything that `load_image` takes -> (the picture, its crop or padding as (3 1 h w) in [-1, 1])."""
-    from i2vgen.media import center_crop_wide
+def read_image(source: Any) -> Image.Image:
+    """`load_image` for an argument named `image`: its errors say so."""
+    try:
+        return load_image(source)
+    except MediaError as error:
+        raise MediaError(f"image: {error}") from error
 
-    image = load_image(source)
-    fitted = center_crop_wide(image, (width, height), exact=exact) if fit == "crop" else fit_image(image, width, height, fit)
+
+def prepare_image(
+    source: Any, width: int, height: int, fit: str, exact: bool
+) -> tuple[Image.Image, torch.Tensor]:
+    """Anything that `load_image` takes -> (the picture, its crop or padding as (3 1 h w) in [-1, 1])."""
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit is {fit!r}; use 'crop' or 'pad'")
+    image = read_image(source)
+    if fit == "crop":
+        fitted = center_crop_wide(image, (width, height), exact=exact)
+    else:
+        fitted = fit_image(image, width, height, fit)
     return image, image_to_tensor(fitted).unsqueeze(1)

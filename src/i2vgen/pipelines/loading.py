@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 
 from i2vgen.models.autoencoder import PatchAutoencoder
@@ -23,8 +25,14 @@ OUR_CLASSES = {
     "DDIMScheduler": I2VGenDDIMScheduler,
     "VideoRefineScheduler": VideoRefineScheduler,
 }
+WEIGHT_LIBRARIES = ("diffusers", "transformers")
 # A UNet3DConditionModel has no heads but text; the released refiners of that class pad odd heights.
-REFINER_FIELDS = {"use_fps": False, "use_image_embeddings": False, "use_image_latents": False, "has_odd_height": True}
+REFINER_FIELDS = {
+    "use_fps": False,
+    "use_image_embeddings": False,
+    "use_image_latents": False,
+    "has_odd_height": True,
+}
 
 
 class ModelError(ValueError):
@@ -45,22 +53,30 @@ class FamilyPipeline(DiffusionPipeline):
         Raises ModelError for a folder that is missing, lacks a component, or holds weights of a wrong shape.
         """
         folder = resolve_folder(pretrained_model_name_or_path, cls, kwargs)
-        index = json.loads((folder / "model_index.json").read_text())
-        expected, optional = cls._get_signature_keys(cls)
+        try:
+            index = json.loads((folder / "model_index.json").read_text())
+        except ValueError as error:
+            raise ModelError(f"model folder {folder}: model_index.json is damaged: {error}") from error
+        expected, _ = cls._get_signature_keys(cls)
         for name in sorted(expected):
             entry = index.get(name)
             if name in kwargs or entry is None or entry[0] is None:
                 continue
             if not (folder / name).is_dir():
                 raise ModelError(f"model folder {folder}: component {name!r} is missing")
-            if entry[1] in OUR_CLASSES:
-                kwargs[name] = _load_component(folder, name, OUR_CLASSES[entry[1]], kwargs)
-        missing = [n for n in expected if n not in index and n not in kwargs and n not in cls._optional_components]
+            component_class = _component_class(*entry)
+            if component_class is not None:
+                kwargs[name] = _load_component(folder, name, component_class, kwargs)
+        missing = [
+            n for n in expected if n not in index and n not in kwargs and n not in cls._optional_components
+        ]
         if missing:
-            raise ModelError(f"model folder {folder}: model_index.json names no {missing[0]!r} for {cls.__name__}")
+            raise ModelError(
+                f"model folder {folder}: model_index.json names no {missing[0]!r} for {cls.__name__}"
+            )
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"model folder {folder}: {error}") from error
         pipeline.model_name = str(pretrained_model_name_or_path)
         return pipeline
@@ -85,29 +101,63 @@ def resolve_folder(name: str | Path, cls: type[DiffusionPipeline], kwargs: dict[
     folder = NANO_DIR if str(name) == "nano" else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise ModelError(f"model folder {folder}: no model_index.json; is it a folder in diffusers layout?")
+            raise ModelError(
+                f"model folder {folder}: no model_index.json; is it a folder in diffusers layout?"
+            )
         return folder
+    if folder == NANO_DIR:
+        raise ModelError(
+            f"model 'nano': its weights are not in {folder}; install i2vgen anew, or give another model"
+        )
     looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if looks_local or folder.exists():
-        raise ModelError(f"model: no folder at {str(name)!r}; give 'nano', a folder, or a hub id such as owner/name")
+        raise ModelError(
+            f"model: no folder at {str(name)!r}; give 'nano', a folder, or a hub id such as owner/name"
+        )
     hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
     try:
         return Path(cls.download(str(name), **{k: kwargs[k] for k in hub if k in kwargs}))
     except (OSError, ValueError) as error:
-        raise ModelError(f"model: {name!r} is no folder here and could not be had from the hub: {error}") from error
+        raise ModelError(
+            f"model: {name!r} is no folder here and could not be had from the hub: {error}"
+        ) from error
+
+
+def _component_class(library: str, name: str) -> type | None:
+    """Ours where there is one; None for what diffusers should load by itself."""
+    if name in OUR_CLASSES:
+        return OUR_CLASSES[name]
+    found = getattr(importlib.import_module(library), name, None) if library in WEIGHT_LIBRARIES else None
+    return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 
 def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any]) -> Any:
-    path = folder / name
     try:
-        if hasattr(cls, "load_state_dict"):
-            config = cls.load_config(path)
-            fields = REFINER_FIELDS if config.get("_class_name") == "UNet3DConditionModel" else {}
-            options = {"torch_dtype": kwargs.get("torch_dtype"), "variant": kwargs.get("variant"), **fields}
-            return cls.from_pretrained(path, **options)
-        return cls.from_pretrained(path, **_scheduler_fields(cls, path))
+        if issubclass(cls, torch.nn.Module):
+            return _load_weights(folder / name, name, cls, kwargs)
+        return cls.from_pretrained(folder / name, **_scheduler_fields(cls, folder / name))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"model folder {folder}: component {name!r}: {error}") from error
+
+
+def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> torch.nn.Module:
+    """Raises ValueError for weights that are missing, of a wrong shape, or (in our classes) unknown: the
+    libraries would only log most of these and go on with random ones."""
+    dtype = kwargs.get("torch_dtype") or torch.float32
+    if isinstance(dtype, dict):
+        dtype = dtype.get(name, dtype.get("default", torch.float32))
+    options = {"torch_dtype": dtype, "variant": kwargs.get("variant"), "output_loading_info": True}
+    is_ours = cls in OUR_CLASSES.values()
+    if is_ours and cls.load_config(path).get("_class_name") == "UNet3DConditionModel":
+        options.update(REFINER_FIELDS)
+    if issubclass(cls, transformers.PreTrainedModel):
+        options["ignore_mismatched_sizes"] = True  # its own error does not say which; they are raised below
+    model, found = cls.from_pretrained(path, **options)
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if found.get(kind) and (is_ours or kind != "unexpected_keys"):
+            names = ", ".join(sorted(map(str, found[kind]))[:3])
+            raise ValueError(f"{len(found[kind])} {kind.replace('_', ' ')}: {names}")
+    return model
 
 
 def _scheduler_fields(cls: type, path: Path) -> dict[str, Any]:
@@ -115,7 +165,9 @@ def _scheduler_fields(cls: type, path: Path) -> dict[str, Any]:
     config = cls.load_config(path)
     if config.get("_class_name") != "DDIMScheduler":
         return {}
-    spacing = {"linspace": "trailing"}.get(config.get("timestep_spacing"), config.get("timestep_spacing", "leading"))
+    spacing = {"linspace": "trailing"}.get(
+        config.get("timestep_spacing"), config.get("timestep_spacing", "leading")
+    )
     return {"timestep_spacing": spacing}
 
 

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 
 ORIGINAL_NEGATIVE_PROMPT = (
-    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
-    "Ugly faces, incomplete arms"
+    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
+    "disconnected limbs, Ugly faces, incomplete arms"
 )  # the one of VGen's inference configurations
 ORIGINAL_POSITIVE_PROMPT = (
-    "Cinematic, High Contrast, highly detailed, Unreal Engine 5, no blur, full length ultra-wide angle shot a "
-    "cinematic scene, 4k resolution, cinematic shot, 8k, smooth"
+    "Cinematic, High Contrast, highly detailed, Unreal Engine 5, no blur, full length ultra-wide angle shot "
+    "a cinematic scene, 4k resolution, cinematic shot, 8k, smooth"
 )  # what VGen's refiner appends to the caption
 
 
@@ -49,15 +49,21 @@ class RefineOptions:
     decode_chunk_size: int = 1
 
 
-def replaced(options, **changes):
-    """`options` with those `changes` that are not None. Raises ValueError for a number out of range."""
+def replaced(options, shown_as: dict[str, str] | None = None, **changes):
+    """`options` with those `changes` that are not None.
+
+    Raises ValueError for a number out of range, naming its field, or what `shown_as` calls that.
+    """
+    shown_as = shown_as or {}
     result = dataclasses.replace(options, **{k: v for k, v in changes.items() if v is not None})
     for name in ("height", "width", "num_frames", "target_fps", "num_inference_steps", "decode_chunk_size"):
         value = getattr(result, name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    for name in ("guidance_scale", "guidance_rescale"):
-        value = getattr(result, name)
-        if not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise ValueError(f"{name} must be a number from 0 to 100, got {value!r}")
+            raise ValueError(
+                f"{shown_as.get(name, name)} must be a whole number of at least 1, got {value!r}"
+            )
+    for name, most in (("guidance_scale", 100), ("guidance_rescale", 1), ("eta", 1)):
+        value = getattr(result, name, 0)
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ValueError(f"{shown_as.get(name, name)} must be a number from 0 to {most}, got {value!r}")
     return result

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from i2vgen.media import frames_to_tensor, load_video
+from i2vgen.media import frames_to_tensor, frames_to_uint8, load_video
 from i2vgen.pipelines.base import OUTPUT_TYPES, I2VGenXLPipelineOutput, as_output
 from i2vgen.pipelines.conditioning import (
+    as_images,
     as_list,
+    as_prompts,
     count_videos,
     decode_latents,
     draw,
@@ -20,6 +24,7 @@ from i2vgen.pipelines.conditioning import (
     encode_pixels,
     encode_prompts,
     prepare_image,
+    step_options,
 )
 from i2vgen.pipelines.loading import FamilyPipeline
 from i2vgen.pipelines.options import RefineOptions, replaced
@@ -89,15 +94,15 @@ class VideoRefinePipeline(FamilyPipeline):
         Args:
             prompt: a brief text, one for all or one per video.
             video: a path, frames uint8 (f h w 3), a tensor (3 f h w) in [-1, 1], or a list or batch of these.
-            height, width: size of the result, any; None keeps the proportions of the video at the area of the
-                model's default size.
+            height, width: size of the result, any; None follows the proportions of the video, at the area of
+                the model's default size if neither is given.
             refine_strength: how far the video is noised, in (0, 1]; 0.6 is t=599 of 1000, what refiners know.
             image: the source image, for refiners that look at it; None means the first frame.
             target_fps: told to refiners that are conditioned on it.
             generator: as in the base stage.
             fit: how `image` is brought to the size.
 
-        Raises ValueError naming the argument for anything out of range, NonFiniteError if the numbers blow up.
+        Raises ValueError naming an argument that is out of range, NonFiniteError if the numbers blow up.
         """
         # 1. Check
         options = replaced(
@@ -106,30 +111,32 @@ class VideoRefinePipeline(FamilyPipeline):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             decode_chunk_size=decode_chunk_size,
+            height=height,
+            width=width,
         )
+        if isinstance(target_fps, bool) or not isinstance(target_fps, int) or target_fps < 1:
+            raise ValueError(f"target_fps must be a whole number of at least 1, got {target_fps!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-        start = options.refine_timestep
-        if refine_strength is not None:
-            if not 0 < refine_strength <= 1:
-                raise ValueError(f"refine_strength must be above 0 and at most 1, got {refine_strength!r}")
-            start = max(1, min(round(refine_strength * 1000) - 1, self.scheduler.config.num_train_timesteps - 1))
-        videos = as_videos(video)
+        start = self.start_timestep(options, refine_strength)
+        videos, image = as_videos(video), as_images(image)
         count = count_videos(prompt=prompt, negative_prompt=negative_prompt, video=list(videos), image=image)
         if count != len(videos):
             raise ValueError(f"video: {len(videos)} videos for {count} prompts")
-        height, width = height or options.height, width or options.width
+        height, width = size_like(videos, height, width, options.height * options.width)
         generators = as_list(generator, count, "generator")
         device, dtype = self._execution_device, self.unet.dtype
         use_guidance = options.guidance_scale > 1
 
         # 2. Text
-        prompts = [f"{p}{', ' if p and options.positive_prompt else ''}{options.positive_prompt}"
-                   for p in as_list(prompt, count, "prompt")]  # fmt: skip
+        prompts = [
+            ", ".join(part for part in (p, options.positive_prompt) if part)
+            for p in as_prompts(prompt, count, "prompt")
+        ]
         negative = options.negative_prompt if negative_prompt is None else negative_prompt
         embeds = [encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)]
         if use_guidance:
-            negatives = as_list(negative, count, "negative_prompt")
+            negatives = as_prompts(negative, count, "negative_prompt")
             embeds.append(encode_prompts(self.tokenizer, self.text_encoder, negatives, clip_skip))
 
         # 3. Video to latents of a size that the levels take
@@ -137,26 +144,41 @@ class VideoRefinePipeline(FamilyPipeline):
         padded_height, padded_width = self._padded(height, width)
         frames = F.pad(frames, (0, padded_width - width, 0, padded_height - height, 0, 0), mode="replicate")
         latents = encode_pixels(self.vae, frames, generators).to(device, torch.float32)
+        self.require_finite(latents, "encoding of the video")
 
         # 4. Image, for refiners that look at it
         image_latents = image_embeddings = None
         if self.unet.config.use_image_latents:
-            image_latents, image_embeddings = self._encode_image(image, frames, height, width, generators, fit)
-            image_latents, image_embeddings = image_latents.to(device, dtype), image_embeddings.to(device, dtype)
+            image_latents, image_embeddings = self._encode_image(
+                image, frames, height, width, generators, fit
+            )
+            image_latents, image_embeddings = (
+                image_latents.to(device, dtype),
+                image_embeddings.to(device, dtype),
+            )
+
+        # later windows of a long video start from their own first frame, not from the image
+        windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
+        anchors = [image_latents] + [latents[:, :, start : start + 1].to(dtype) for start, _ in windows[1:]]
 
         # 5. Noise
-        self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
+        self.scheduler.set_timesteps(
+            min(options.num_inference_steps, start), start_timestep=start, device=device
+        )
         noise = torch.stack([draw(latents.shape[1:], g, device, torch.float32) for g in generators])
         latents = self.scheduler.add_noise(latents, noise, self.scheduler.start_timestep)
         latents = latents * self.scheduler.init_noise_sigma
 
         # 6. Denoise, long videos in overlapping windows
         fps = torch.full((count,), target_fps, device=device)
-        windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
         conditions = [
-            [self._conditions(w, e.to(device, dtype), image_embeddings, image_latents, fps, i == 1) for w in windows]
+            [
+                self._conditions(w, e.to(device, dtype), image_embeddings, anchor, fps, i == 1)
+                for w, anchor in zip(windows, anchors, strict=True)
+            ]
             for i, e in enumerate(embeds)
         ]
+        step = step_options(self.scheduler, generator=None if generator is None else generators)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for index, t in enumerate(self.scheduler.timesteps):
                 velocity = [self._predict(latents, t, windows, c) for c in conditions]
@@ -164,27 +186,39 @@ class VideoRefinePipeline(FamilyPipeline):
                     velocity = apply_guidance(*velocity, options.guidance_scale, options.guidance_rescale)
                 else:
                     velocity = velocity[0]
-                latents = self.scheduler.step(velocity, t, latents, generator=generators).prev_sample
+                latents = self.scheduler.step(velocity, t, latents, **step).prev_sample
                 if callback_on_step_end is not None:
-                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get("latents", latents)
+                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get(
+                        "latents", latents
+                    )
                 bar.update()
         self.require_finite(latents, "refinement stage")
 
         # 7. Decode, cut the padding off
         result = latents
         if output_type != "latent":
-            decoded = decode_latents(self.vae, latents.to(dtype), options.decode_chunk_size)
+            decoded = decode_latents(self.vae, latents, options.decode_chunk_size)
+            self.require_finite(decoded, "decoding")
             result = as_output(decoded[..., :height, :width], output_type)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=result) if return_dict else (result,)
+
+    def start_timestep(self, options: RefineOptions, refine_strength: float | None) -> int:
+        """The noise level that the video is brought to. Raises ValueError for a strength outside (0, 1]."""
+        if refine_strength is None:
+            return options.refine_timestep
+        if not 0 < refine_strength <= 1:
+            raise ValueError(f"refine_strength must be above 0 and at most 1, got {refine_strength!r}")
+        total = self.scheduler.config.num_train_timesteps
+        return max(1, min(round(refine_strength * total), total) - 1)
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         """The next size up that the UNet takes, in pixels."""
         config, scale = self.unet.config, self.vae_scale_factor
         factor = 2 ** (len(config.block_out_channels) - 1)
         extra = 2 if config.has_odd_height else 0
-        rows = max(factor, -(-(-(-height // scale) - extra) // factor) * factor) + extra
-        columns = -(-(-(-width // scale)) // factor) * factor
+        rows = max(1, math.ceil((math.ceil(height / scale) - extra) / factor)) * factor + extra
+        columns = math.ceil(math.ceil(width / scale) / factor) * factor
         return rows * scale, columns * scale
 
     def _encode_image(
@@ -200,7 +234,9 @@ class VideoRefinePipeline(FamilyPipeline):
             pictures = [_first_frame(v[:, :, :height, :width]) for v in frames]
             pixels = frames[:, :, :1]
         else:
-            prepared = [prepare_image(i, width, height, fit, False) for i in as_list(image, len(frames), "image")]
+            prepared = [
+                prepare_image(i, width, height, fit, False) for i in as_list(image, len(frames), "image")
+            ]
             pictures = [p for p, _ in prepared]
             pad = (0, frames.shape[-1] - width, 0, frames.shape[-2] - height, 0, 0)
             pixels = F.pad(torch.stack([p for _, p in prepared]), pad, mode="replicate")
@@ -215,7 +251,9 @@ class VideoRefinePipeline(FamilyPipeline):
             fps = None
         return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps)
 
-    def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
+    def _predict(
+        self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list
+    ) -> torch.Tensor:
         """Velocity of all frames: windows blended with weights that fall off towards their ends."""
         inputs = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
         if len(windows) == 1:
@@ -243,9 +281,13 @@ def as_videos(video: Any) -> torch.Tensor:
         if tensor.ndim != 4 or tensor.shape[0] != 3 or 0 in tensor.shape:
             raise ValueError(f"video: expected (3 f h w), got shape {tuple(tensor.shape)}")
         if tensor.shape != tensors[0].shape:
-            raise ValueError("video: videos of one call must have the same length and size; refine them one by one")
+            raise ValueError(
+                "video: videos of one call must have the same length and size; refine them one by one"
+            )
         if not torch.isfinite(tensor).all():
             raise ValueError("video: holds NaN or infinity")
+        if tensor.abs().max() > 1.1:
+            raise ValueError(f"video: tensors must be in [-1, 1], got a value of {tensor.abs().max():.4g}")
     return torch.stack(tensors)
 
 
@@ -255,12 +297,18 @@ def _load(source: Any) -> torch.Tensor:
     return frames_to_tensor(load_video(source).frames)[0]
 
 
-def _first_frame(video: torch.Tensor):
-    from PIL import Image
-
-    from i2vgen.media import frames_to_uint8
-
+def _first_frame(video: torch.Tensor) -> Image.Image:
     return Image.fromarray(frames_to_uint8(video[:, :1])[0])
+
+
+def size_like(videos: torch.Tensor, height: int | None, width: int | None, area: int) -> tuple[int, int]:
+    """(height, width): what is None follows the proportions of the videos (b 3 f h w), in even numbers."""
+    h, w = videos.shape[-2:]
+    if height is None and width is None:
+        height = max(2, round(math.sqrt(area * h / w) / 2) * 2)
+    if width is None:
+        return height, max(2, round(height * w / h / 2) * 2)
+    return height or max(2, round(width * h / w / 2) * 2), width
 
 
 def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ class DenoiserTask:
             raise ValueError(f"denoiser.stage must be base or refine, got {self.options.stage!r}")
         torch.manual_seed(config.run.seed)
         if config.run.init_from:
-            self.model = I2VGenXLUNet.from_pretrained(config.run.init_from)
+            self.model = I2VGenXLUNet.from_pretrained(config.run.init_from, **self.options.model)
         else:
             self.model = I2VGenXLUNet(**self.options.model)
         self.model.train()
@@ -46,11 +46,21 @@ class DenoiserTask:
 
         self.buckets = load_cache(Path(config.data.cache_dir) / "train")
         self.val_buckets = load_cache(Path(config.data.cache_dir) / "test")
+        if self.model.config.use_still_prior:
+            self.model.set_still_prior(self.alpha, self.sigma, self._still_variances())
         self.towers = Towers(self.options.towers_dir)
         self.embeddings = [self.towers.embed(b) for b in self.buckets]
         self.val_embeddings = [self.towers.embed(b) for b in self.val_buckets]
         counts = np.array([len(b.captions) for b in self.buckets], float)
         self.bucket_shares = counts / counts.sum()
+
+    def _still_variances(self) -> torch.Tensor:
+        """(c): mean square of what the frames of a clip differ from its first by."""
+        totals = [
+            (b.latents[:400, 1:].float() - b.latents[:400, :1].float()).square().mean(dim=(0, 1, 3, 4))
+            for b in self.buckets
+        ]
+        return torch.stack(totals).mean(0)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         options = self.options

@@ -42,7 +42,11 @@ def fit(task: Task, config: TrainConfig) -> None:
     optim = config.optim
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=optim.learning_rate, betas=tuple(optim.betas), weight_decay=optim.weight_decay
+        parameters,
+        lr=optim.learning_rate,
+        betas=tuple(optim.betas),
+        weight_decay=optim.weight_decay,
+        fused=True,
     )
     ema = [p.detach().clone() for p in parameters]
     step = _load_checkpoint(run_dir, task.model, optimizer, ema)
@@ -50,7 +54,9 @@ def fit(task: Task, config: TrainConfig) -> None:
 
     started, window, window_start = time.monotonic(), [], time.monotonic()
     batches = _prefetch(task, step, optim.num_steps)
-    bar = tqdm(total=optim.num_steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True, mininterval=5)
+    bar = tqdm(
+        total=optim.num_steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True, mininterval=5
+    )
     with open(run_dir / "log.jsonl", "a") as log:
 
         def report(record: dict) -> None:
@@ -63,7 +69,9 @@ def fit(task: Task, config: TrainConfig) -> None:
                 group["lr"] = rate
             loss, metrics = task.loss(batch, step)
             if not torch.isfinite(loss):
-                raise RuntimeError(f"loss is {loss.item()} at step {step}; the last checkpoint in {run_dir} is good")
+                raise RuntimeError(
+                    f"loss is {loss.item()} at step {step}; the last checkpoint in {run_dir} is good"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
@@ -75,9 +83,20 @@ def fit(task: Task, config: TrainConfig) -> None:
             window.append(metrics)
             bar.update(1)
             if done % config.run.log_every == 0:
-                means = {k: sum(m[k] for m in window if k in m) / sum(k in m for m in window) for k in set().union(*window)}
+                means = {
+                    k: sum(m[k] for m in window if k in m) / sum(k in m for m in window)
+                    for k in set().union(*window)
+                }
                 pace = (time.monotonic() - window_start) / len(window)
-                report({"step": done, "lr": rate, "grad_norm": float(norm), "seconds_per_step": round(pace, 3), **means})
+                report(
+                    {
+                        "step": done,
+                        "lr": rate,
+                        "grad_norm": float(norm),
+                        "seconds_per_step": round(pace, 3),
+                        **means,
+                    }
+                )
                 bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()})
                 window, window_start = [], time.monotonic()
             stop = config.run.max_minutes and time.monotonic() - started > 60 * config.run.max_minutes
@@ -140,7 +159,9 @@ class _swapped:
         self._swap()
 
 
-def _save_checkpoint(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list) -> None:
+def _save_checkpoint(
+    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list
+) -> None:
     state = {
         "step": step,
         "model": model.state_dict(),

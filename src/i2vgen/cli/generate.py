@@ -1,0 +1,172 @@
+"""`i2vgen generate`: the whole cascade, from a picture to a refined video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from i2vgen.cli import options as o
+from i2vgen.cli.output import (
+    check_fps,
+    check_output,
+    check_picture_output,
+    check_texts,
+    summary_line,
+    video_facts,
+    write_picture,
+    write_video_file,
+)
+from i2vgen.cli.report import Progress, print_json
+from i2vgen.cli.sources import announce, open_cascade, open_image
+
+if TYPE_CHECKING:
+    from i2vgen.pipelines import BaseOptions, CascadePipeline, RefineOptions
+
+
+def generate(
+    image: o.Image,
+    prompt: o.Prompt,
+    output: o.Output,
+    no_refine: Annotated[
+        bool,
+        typer.Option(
+            "--no-refine", help="Stop after the base stage: small and fast.", rich_help_panel=o.VIDEO
+        ),
+    ] = False,
+    seed: o.Seed = 0,
+    frames: o.Frames = None,
+    size: o.Size = None,
+    fps: o.Fps = None,
+    steps: o.Steps = None,
+    guidance: o.Guidance = None,
+    negative_prompt: o.NegativePrompt = None,
+    refine_steps: o.RefineSteps = None,
+    refine_strength: o.RefineStrength = None,
+    fit: o.FitOption = o.Fit.crop,
+    model: o.Model = "nano",
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    contact_sheet: Annotated[
+        str | None,
+        typer.Option(
+            "--contact-sheet",
+            help="Also write a picture of some frames.",
+            rich_help_panel=o.OUTPUT,
+            metavar="PATH",
+        ),
+    ] = None,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Turn a picture and a prompt into a video.
+
+    Examples:
+
+      i2vgen generate photo.jpg "the camera pans to the right" -o video.mp4
+
+      i2vgen generate photo.jpg "snow falls" -o video.webp --seed 7 --size 448x256
+
+      i2vgen generate photo.jpg "" -o draft.gif --no-refine --frames 8
+
+    The same command gives the same video again. To choose among several motions first, see i2vgen preview.
+    """
+    # 1. Check, before anything slow
+    o.check_numbers(
+        seed, guidance, refine_strength, frames=frames, fps=fps, steps=steps, refine_steps=refine_steps
+    )
+    chosen_size = o.parse_size(size)
+    check_output(output, force)
+    if contact_sheet is not None:
+        check_picture_output(contact_sheet, force)
+    check_texts(prompt=prompt, negative_prompt=negative_prompt)
+    picture, source = open_image(image)
+
+    # 2. Load the model, settle the options
+    cascade = open_cascade(model, device, dtype.value)
+    base, refine = stage_options(
+        cascade,
+        picture.size,
+        chosen_size,
+        not no_refine,
+        num_frames=frames,
+        target_fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        refine_steps=refine_steps,
+    )
+    check_fps(output, base.target_fps)
+    announce(cascade, base, refine)
+
+    # 3. Sample
+    request = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "refine": not no_refine,
+        "size": chosen_size,
+        "num_frames": frames,
+        "target_fps": fps,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "refine_steps": refine_steps,
+        "refine_strength": refine_strength,
+        "fit": fit.value,
+    }
+    with Progress(expected_steps(base, refine)) as progress:
+        result = cascade(picture, **request, progress=progress)
+
+    # 4. Write
+    finish(output, result, source, progress.seconds, json, contact_sheet, prompt)
+
+
+def stage_options(
+    cascade: CascadePipeline,
+    image_size: tuple[int, int],
+    size: tuple[int, int] | None,
+    is_refined: bool,
+    refine_steps: int | None = None,
+    **changes: Any,
+) -> tuple[BaseOptions, RefineOptions | None]:
+    """The options that the cascade will run with. Raises ValueError before any work if it cannot."""
+    from i2vgen.pipelines.options import replaced
+
+    if is_refined and cascade.refiner is None:
+        raise ValueError(f"model {cascade.model_name!r} has no refinement stage: add --no-refine")
+    base_size, final_size = cascade.sizes_for(image_size, size, is_refined)
+    base = replaced(cascade.base.options, width=base_size[0], height=base_size[1], **changes)
+    cascade.base.check_size(base.height, base.width)
+    if not is_refined:
+        return base, None
+    width, height = final_size
+    return base, replaced(
+        cascade.refiner.options, width=width, height=height, num_inference_steps=refine_steps
+    )
+
+
+def expected_steps(base: BaseOptions | None, refine: RefineOptions | None) -> dict[str, int]:
+    stages = {"base": base, "refine": refine}
+    return {name: stage.num_inference_steps for name, stage in stages.items() if stage is not None}
+
+
+def finish(
+    output: str,
+    result: Any,
+    source: dict[str, Any],
+    seconds: float,
+    is_json: bool,
+    contact_sheet: str | None = None,
+    label: str = "",
+) -> None:
+    """Write the one video of a `CascadeOutput`, with its settings, and say so."""
+    frames, settings = result.frames[0], result.settings[0] | {"image": source}
+    path = write_video_file(output, frames, result.fps, settings)
+    facts = video_facts(path, frames, result.fps)
+    if contact_sheet is not None:
+        from i2vgen.media import contact_sheet as drawn_sheet
+
+        facts["contact_sheet"] = str(write_picture(contact_sheet, drawn_sheet([frames], [label])))
+    if is_json:
+        print_json(facts | {"seconds": round(seconds, 3), "settings": settings})
+    else:
+        print(summary_line(facts, seconds))

@@ -1,0 +1,194 @@
+"""`i2vgen refine`: the refinement stage alone, on any video."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from i2vgen.cli import options as o
+from i2vgen.cli.output import (
+    check_fps,
+    check_output,
+    check_texts,
+    summary_line,
+    video_facts,
+    write_video_file,
+)
+from i2vgen.cli.report import Progress, print_json
+from i2vgen.cli.sources import announce, open_cascade, open_image, open_video
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from i2vgen.pipelines import CascadePipeline, RefineOptions
+
+
+def refine(
+    video: Annotated[
+        str,
+        typer.Argument(metavar="VIDEO", help="Video, animation, or folder of frames.", show_default=False),
+    ],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What is seen, in a few words.", show_default=False)
+    ],
+    output: o.Output,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            help="Width x height of the result. \\[the video's proportions at the model's short side]",
+            rich_help_panel=o.VIDEO,
+            metavar="WxH",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            help="How much may change, above 0 to 1; 0.6 is what refiners are trained for. \\[the model's]",
+            rich_help_panel=o.VIDEO,
+            show_default=False,
+        ),
+    ] = None,
+    steps: o.Steps = None,
+    guidance: o.Guidance = None,
+    negative_prompt: o.NegativePrompt = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image",
+            help="The picture the video was made from, for models that look at it. \\[the first frame]",
+            rich_help_panel=o.VIDEO,
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
+    seed: o.Seed = 0,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames", help="At most so many frames. \\[all]", rich_help_panel=o.VIDEO, show_default=False
+        ),
+    ] = None,
+    model: o.Model = "nano",
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Make a video sharper and larger, keeping its motion and its frame rate.
+
+    Example:
+
+      i2vgen refine clip.mp4 "a lighthouse at dusk" -o sharp.mp4
+
+      i2vgen refine clip.gif "a dog runs" -o sharp.webp --size 640x360 --strength 0.4
+    """
+    # 1. Check, before anything slow
+    o.check_numbers(seed, guidance, strength, frames=frames, steps=steps)
+    chosen_size = o.parse_size(size)
+    check_output(output, force)
+    check_texts(prompt=prompt, negative_prompt=negative_prompt)
+    clip, source = open_video(video, frames)
+    check_fps(output, clip.fps)
+    picture, picture_source = open_image(image) if image is not None else (None, None)
+
+    # 2. Load the model, settle the options
+    cascade = open_cascade(model, device, dtype.value)
+    options = refine_options(
+        cascade, clip.frames.shape[2:0:-1], chosen_size, steps, guidance, negative_prompt
+    )
+    settings = {
+        "kind": "refine",
+        "model": cascade.model_name,
+        "prompt": prompt,
+        "seed": seed,
+        "fit": "crop",
+        "fps": clip.fps,
+        "num_frames": len(clip.frames),
+        "refine": asdict(options),
+        "refine_strength": strength,
+        "video": source,
+        "image": picture_source,
+    }
+    refine_and_write(cascade, clip.frames, picture, settings, options, output, json)
+
+
+def refine_options(
+    cascade: CascadePipeline,
+    video_size: tuple[int, int],
+    size: tuple[int, int] | None,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None,
+) -> RefineOptions:
+    """The options that the refiner will run with; sizes are (width, height)."""
+    from i2vgen.pipelines.options import replaced
+
+    if cascade.refiner is None:
+        raise ValueError(f"model {cascade.model_name!r} has no refinement stage: choose another --model")
+    width, height = size or cascade.refined_size(*video_size)
+    if min(width, height) < 8:
+        raise ValueError(f"size {width}x{height}: each side must be at least 8 pixels")
+    return replaced(
+        cascade.refiner.options,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+    )
+
+
+def refine_and_write(
+    cascade: CascadePipeline,
+    frames: np.ndarray,
+    image: Image.Image | None,
+    settings: dict[str, Any],
+    options: RefineOptions,
+    output: str,
+    is_json: bool,
+) -> None:
+    """Refine frames uint8 (f h w 3) as `settings` and `options` say, write the result, and say so."""
+    import torch
+
+    from i2vgen.media import frames_to_uint8
+    from i2vgen.pipelines.cascade import versions
+
+    announce(cascade, None, options, len(frames))
+    cascade.refiner.options = options
+    # The rate that the model is told is a whole number.
+    target_fps = max(1, round(settings["fps"]))
+    with Progress({"refine": options.num_inference_steps}) as progress:
+
+        def report(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            progress("refine", step + 1, len(pipeline.scheduler.timesteps))
+            return {}
+
+        result = cascade.refiner(
+            prompt=settings["prompt"],
+            video=frames,
+            image=image,
+            refine_strength=settings["refine_strength"],
+            target_fps=target_fps,
+            generator=torch.Generator().manual_seed(settings["seed"]),
+            output_type="pt",
+            callback_on_step_end=report,
+            fit=settings["fit"],
+        ).frames[0]
+    refined = frames_to_uint8(result.transpose(0, 1).mul(2).sub(1))
+    settings = settings | {
+        "device": cascade.vae.device.type,
+        "dtype": str(cascade.refine_unet.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    path = write_video_file(output, refined, settings["fps"], settings)
+    facts = video_facts(path, refined, settings["fps"])
+    if is_json:
+        print_json(facts | {"seconds": round(progress.seconds, 3), "settings": settings})
+    else:
+        print(summary_line(facts, progress.seconds))

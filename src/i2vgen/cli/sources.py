@@ -1,0 +1,98 @@
+"""What commands start from: models, pictures and videos, each with what settings keep of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2vgen.cli.report import readable_bytes, readable_seconds, warn
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from i2vgen.media import Video
+    from i2vgen.pipelines import BaseOptions, CascadePipeline, RefineOptions
+
+LONG_RUN_SECONDS = 10.0
+
+
+def quiet_libraries() -> None:
+    """Silence notices and progress bars of the libraries under us; the package's own warnings stay."""
+    import diffusers
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def named_model(model: str) -> str:
+    """`model` as settings keep it: a folder by its absolute path, "nano" and hub ids as they are."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if model != "nano" and folder.is_dir() else model
+
+
+def open_cascade(model: str, device: str, dtype: str) -> CascadePipeline:
+    """Load a cascade for a command. Raises ValueError for an unknown model, device or dtype."""
+    quiet_libraries()
+    from i2vgen.pipelines import load_cascade
+
+    return load_cascade(named_model(model), device=device, dtype=dtype)
+
+
+def open_image(source: str) -> tuple[Image.Image, dict[str, Any]]:
+    """(picture, what settings keep of it)"""
+    from i2vgen.media import load_image
+
+    image = load_image(source)
+    return image, {"path": _lasting(source), "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+
+
+def open_video(source: str, max_frames: int | None) -> tuple[Video, dict[str, Any]]:
+    """(video, what settings keep of it); the hash is of the frames that are used."""
+    from i2vgen.media import load_video
+
+    video = load_video(source, max_frames=max_frames)
+    return video, {"path": _lasting(source), "sha256": hashlib.sha256(video.frames.tobytes()).hexdigest()}
+
+
+def _lasting(source: str) -> str | None:
+    """The absolute path or the address of a source; None for a data URL, which holds the picture itself."""
+    if source[:5].lower() == "data:":
+        return None
+    if source[:8].lower().startswith(("http://", "https://")):
+        return source
+    return str(Path(source).expanduser().resolve())
+
+
+def announce(
+    cascade: CascadePipeline,
+    base: BaseOptions | None,
+    refine: RefineOptions | None,
+    num_frames: int | None = None,
+    repeats: int = 1,
+) -> None:
+    """Say how long a long run will take. Raises ValueError if it cannot fit into memory by far."""
+    from i2vgen.cli.info import memory_of
+    from i2vgen.pipelines.estimate import estimate
+
+    device: torch.device = cascade.vae.device
+    guess = estimate(cascade, base, refine, device, cascade.unet.dtype, num_frames)
+    needed, installed = readable_bytes(guess.memory_bytes), memory_of(device)
+    if installed and guess.memory_bytes > installed:
+        has = f"{device} has {readable_bytes(installed)}"
+        if guess.memory_bytes > 2 * installed:
+            raise ValueError(
+                f"this would need about {needed} and {has}: use a smaller --size or fewer --frames"
+            )
+        warn(f"this may need {needed} and {has}")
+    if guess.seconds * repeats > LONG_RUN_SECONDS:
+        duration = readable_seconds(guess.seconds * repeats)
+        print(f"about {duration} and {needed} of memory on {device} (a rough estimate)", file=sys.stderr)
