@@ -27,6 +27,10 @@ from i2vgen.models.conditioning import (
 )
 
 
+NUM_TIMESTEPS = 1000
+STILL_SAMPLES = 16  # the still prior knows two seconds, in eighths
+
+
 @dataclass
 class UNetOutput(BaseOutput):
     """`sample`: (b c f h w), the predicted velocity."""
@@ -41,7 +45,7 @@ class Conditions:
     context: torch.Tensor  # (b n d): text, then local tokens, then global tokens
     content: torch.Tensor | None  # (b c f h w)
     fps_embedding: torch.Tensor | None  # (b d)
-    image_latents: torch.Tensor | None = None  # (b c 1 h w), for the still prior
+    still: tuple[torch.Tensor, torch.Tensor] | None = None  # image latents (b c 1 h w) and fps (b)
 
 
 class I2VGenXLUNet(ModelMixin, ConfigMixin):
@@ -93,6 +97,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         dropout: float = 0.1,
     ):
         super().__init__()
+        if use_still_prior and not (use_image_latents and use_fps):
+            raise ValueError("use_still_prior: needs use_image_latents and use_fps")
         _check_config(
             down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups
         )
@@ -148,30 +154,34 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
-        if use_still_prior:  # (timestep, image frame or other frame, gain of the sample or of the image, channel)
-            self.register_buffer("still_prior", torch.zeros(1000, 2, 2, out_channels))
+        if use_still_prior:
+            self.register_buffer("still_levels", torch.zeros(2, NUM_TIMESTEPS))
+            self.register_buffer("still_variances", torch.zeros(STILL_SAMPLES, out_channels))
 
     @torch.no_grad()
     def set_still_prior(self, alpha: torch.Tensor, sigma: torch.Tensor, variances: torch.Tensor) -> None:
-        """Fill in the gains of the still prior.
+        """Fill in the still prior: the schedule's alpha and sigma (1000), and `variances` (16 c), the mean square
+        of what a frame 0, 1, ... 15 eighths of a second after the image differs from it by, in latents."""
+        self.still_levels.copy_(torch.stack([alpha, sigma]))
+        self.still_variances.copy_(variances)
+
+    def _still_velocity(
+        self, sample: torch.Tensor, image_latents: torch.Tensor, t: torch.Tensor, fps: torch.Tensor
+    ) -> torch.Tensor:
+        """Velocity (b c f h w), float32, of a video that stands still but for unknown differences.
 
         With x_0 ~ N(z, s^2) around the image latents z, the mean velocity given x_t is
         -sigma z + alpha sigma (1 - s^2) / (alpha^2 s^2 + sigma^2) (x_t - alpha z).
-
-        alpha, sigma (1000): the noise schedule; variances (c): s^2 of the frames after the first, whose own is 0.
         """
-        s2 = torch.stack([torch.zeros_like(variances), variances]).double()[None]
-        alpha, sigma = (x.double()[:, None, None] for x in (alpha, sigma))
-        of_sample = alpha * sigma * (1 - s2) / (alpha**2 * s2 + sigma**2).clamp_min(1e-8)
-        of_image = -sigma - alpha * of_sample
-        self.still_prior.copy_(torch.stack([of_sample, of_image], dim=2))
-
-    def _still_velocity(self, sample: torch.Tensor, image_latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Velocity (b c f h w) of the still prior, float32."""
-        gains = self.still_prior[t].float()  # (b 2 2 c)
-        gains = gains[:, [0] + [1] * (sample.shape[2] - 1)]  # (b f 2 c)
-        of_sample, of_image = (rearrange(g, "b f c -> b c f 1 1") for g in gains.unbind(2))
-        return of_sample * sample.float() + of_image * image_latents.float()
+        frames = torch.arange(sample.shape[2], device=sample.device)
+        elapsed = (8 * frames[None] / fps.float()[:, None]).clamp_max(STILL_SAMPLES - 1)  # (b f)
+        before, after = self.still_variances.float()[elapsed.floor().long()], elapsed.ceil().long()
+        variances = torch.lerp(before, self.still_variances.float()[after], elapsed.frac()[..., None])
+        s2 = rearrange(variances, "b f c -> b c f 1 1")
+        alpha, sigma = self.still_levels.float()[:, t, None, None, None, None]
+        gain = alpha * sigma * (1 - s2) / (alpha**2 * s2 + sigma**2).clamp_min(1e-8)
+        image = image_latents.float()
+        return gain * (sample.float() - alpha * image) - sigma * image
 
     @apply_forward_hook  # offloading moves the weights before this too, not before `forward` alone
     def encode_conditions(
@@ -209,7 +219,7 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             fps_embedding = self.fps_embedding(embedding.to(self.dtype))
         if not tokens:
             raise ValueError("encoder_hidden_states: nothing to attend to (no text, no image)")
-        still = image_latents[:, :, :1] if config.use_still_prior else None
+        still = (image_latents[:, :, :1], fps) if config.use_still_prior else None
         return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, still)
 
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -291,8 +301,10 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
-        if conditions.image_latents is not None:
-            x = (x.float() + self._still_velocity(sample, conditions.image_latents, t.long())).to(sample.dtype)
+        if conditions.still is not None:
+            x = (
+                x.float() + self._still_velocity(sample, conditions.still[0], t.long(), conditions.still[1])
+            ).to(sample.dtype)
         return UNetOutput(sample=x) if return_dict else (x,)
 
     def check_latent_size(self, height: int, width: int) -> None:

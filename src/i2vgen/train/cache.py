@@ -78,7 +78,10 @@ def make_cache(data: DataConfig, vae_dir: str, seed: int, split: str = "train") 
             captions.append(clip.caption)
             targets.append(clip.targets)
         path.with_suffix(".json").write_text(json.dumps({"captions": captions, "targets": targets}))
-        save_file({"latents": torch.stack(latents).contiguous(), "thumbnails": torch.stack(thumbnails)}, path.with_suffix(".tmp"))
+        save_file(
+            {"latents": torch.stack(latents).contiguous(), "thumbnails": torch.stack(thumbnails)},
+            path.with_suffix(".tmp"),
+        )
         os.replace(path.with_suffix(".tmp"), path)
 
 
@@ -101,10 +104,14 @@ def load_cache(folder: str | Path) -> list[Bucket]:
     buckets = []
     for paths in shards.values():
         tensors = [load_file(path) for path in paths]
-        captions = [c for path in paths for c in json.loads(path.with_suffix(".json").read_text())["captions"]]
+        captions = [
+            c for path in paths for c in json.loads(path.with_suffix(".json").read_text())["captions"]
+        ]
         buckets.append(
             Bucket(
-                torch.cat([t["latents"] for t in tensors]), torch.cat([t["thumbnails"] for t in tensors]), captions
+                torch.cat([t["latents"] for t in tensors]),
+                torch.cat([t["thumbnails"] for t in tensors]),
+                captions,
             )
         )
     return buckets

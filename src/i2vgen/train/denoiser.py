@@ -39,7 +39,9 @@ class DenoiserTask:
         self.model.train()
         self.frames = [int(f) for f in self.options.frame_weights]
         if unknown := set(self.frames) - set(STRIDES):
-            raise ValueError(f"denoiser.frame_weights: {sorted(unknown)[0]} frames; known counts: {sorted(STRIDES)}")
+            raise ValueError(
+                f"denoiser.frame_weights: {sorted(unknown)[0]} frames; known counts: {sorted(STRIDES)}"
+            )
         weights = np.array(list(self.options.frame_weights.values()))
         self.frame_shares = weights / weights.sum()
         self.alpha, self.sigma = noise_levels(self.options.stage)
@@ -55,12 +57,9 @@ class DenoiserTask:
         self.bucket_shares = counts / counts.sum()
 
     def _still_variances(self) -> torch.Tensor:
-        """(c): mean square of what the frames of a clip differ from its first by."""
-        totals = [
-            (b.latents[:400, 1:].float() - b.latents[:400, :1].float()).square().mean(dim=(0, 1, 3, 4))
-            for b in self.buckets
-        ]
-        return torch.stack(totals).mean(0)
+        """(f c): mean square of what the frames of a clip differ from its first by."""
+        clips = [b.latents[:400].float() for b in self.buckets]
+        return torch.stack([(c - c[:, :1]).square().mean(dim=(0, 3, 4)) for c in clips]).mean(0)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         options = self.options
@@ -88,15 +87,21 @@ class DenoiserTask:
             "text": torch.where(torch.from_numpy(drop_text)[:, None, None], empty_text, text[chosen].float()),
             "image": image[chosen].float() * ~torch.from_numpy(drop_image)[:, None],
             "fps": torch.full((len(rows),), self.config.data.fps / stride),
-            "t": torch.from_numpy(np.minimum(options.max_timestep, u * (options.max_timestep + 1)).astype(np.int64)),
+            "t": torch.from_numpy(
+                np.minimum(options.max_timestep, u * (options.max_timestep + 1)).astype(np.int64)
+            ),
         }
 
-    def _predict(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _predict(
+        self, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted and true velocity (b c f h w)."""
         latents, t = batch["latents"], batch["t"]
         noise = torch.randn(latents.shape, generator=generator)
         # one draw a channel and frame, so that the mean brightness is noised too
-        noise = noise + self.options.offset_noise * torch.randn((*latents.shape[:3], 1, 1), generator=generator)
+        noise = noise + self.options.offset_noise * torch.randn(
+            (*latents.shape[:3], 1, 1), generator=generator
+        )
         alpha, sigma = (x[t][:, None, None, None, None] for x in (self.alpha, self.sigma))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.dtype == "bfloat16"):
             velocity = self.model(

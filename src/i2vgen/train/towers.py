@@ -41,10 +41,15 @@ class TowersTask:
         cv2.setNumThreads(1)
         text = config.towers.text
         self.tokenizer = train_tokenizer(
-            self._texts(), config.towers.vocab_size, text["max_position_embeddings"], Path(config.run.dir) / "tokenizer"
+            self._texts(),
+            config.towers.vocab_size,
+            text["max_position_embeddings"],
+            Path(config.run.dir) / "tokenizer",
         )
         ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
-        text_config = CLIPTextConfig(vocab_size=len(self.tokenizer), pad_token_id=ids["eos_token_id"], **ids, **text)
+        text_config = CLIPTextConfig(
+            vocab_size=len(self.tokenizer), pad_token_id=ids["eos_token_id"], **ids, **text
+        )
         vision_config = CLIPVisionConfig(image_size=THUMBNAIL, **config.towers.vision)
         width = vision_config.projection_dim
         self.model = nn.ModuleDict(
@@ -61,16 +66,26 @@ class TowersTask:
 
     def _texts(self) -> list[str]:
         pack = self.train.pack
-        texts = [p.caption for p in pack.photos] + [s.caption for s in pack.sprites] + [s.caption for s in pack.shots]
+        texts = (
+            [p.caption for p in pack.photos]
+            + [s.caption for s in pack.sprites]
+            + [s.caption for s in pack.shots]
+        )
         rng = np.random.default_rng(0)
         for name in words.CAMERA_PHRASES:
             for speed in words.SPEED_WORDS:
                 texts += [words.camera_phrase(name, speed, rng) for _ in range(40)]
-        for phrases in (*words.AMBIENT_PHRASES.values(), *words.OBJECT_VERBS.values(), *words.DIRECTION_PHRASES.values()):
+        for phrases in (
+            *words.AMBIENT_PHRASES.values(),
+            *words.OBJECT_VERBS.values(),
+            *words.DIRECTION_PHRASES.values(),
+        ):
             texts += phrases * 10
         return texts
 
-    def _make(self, maker: ClipMaker, rng: np.random.Generator, count: int) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    def _make(
+        self, maker: ClipMaker, rng: np.random.Generator, count: int
+    ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Captions, first frames (b 3 64 64) uint8, motion targets (b k)."""
         texts, frames, targets = [], [], torch.zeros(count, len(TARGET_NAMES))
         for row in range(count):
@@ -124,6 +139,10 @@ class TowersTask:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         size = {"height": THUMBNAIL, "width": THUMBNAIL}
         processor = CLIPImageProcessor(
-            size={"shortest_edge": THUMBNAIL}, crop_size=size, do_center_crop=True, image_mean=MEAN, image_std=STD
+            size={"shortest_edge": THUMBNAIL},
+            crop_size=size,
+            do_center_crop=True,
+            image_mean=MEAN,
+            image_std=STD,
         )
         processor.save_pretrained(folder / "feature_extractor")
