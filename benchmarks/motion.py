@@ -18,9 +18,7 @@ from i2vgen.evaluate.summary import summarize, to_markdown
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds_help = f"groups ({', '.join(KIND_GROUPS)}) or single motions such as pan-left"
     parser.add_argument("--photos", type=Path, required=True, help="folder of .jpg and .png files")
     parser.add_argument("--captions", type=Path, help="JSONL with the keys file and caption")
@@ -32,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="use only the first so many photos")
     parser.add_argument("--no-refine", action="store_true", help="base stage only")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     return parser.parse_args()
 
 
@@ -43,12 +42,17 @@ def main() -> int:
     from i2vgen.media import load_image
     from i2vgen.pipelines import load_cascade
 
-    cascade = load_cascade(args.model, device=args.device)
+    cascade = load_cascade(args.model, device=args.device, dtype=args.dtype)
 
     def generate(photo: Path, prompt: str, seed: int) -> np.ndarray:
         return cascade(load_image(photo), prompt, seed=seed, refine=not args.no_refine).frames[0]
 
-    settings = {"model": args.model, "refine": not args.no_refine, "device": args.device}
+    settings = {
+        "model": args.model,
+        "refine": not args.no_refine,
+        "device": args.device,
+        "dtype": str(cascade.unet.dtype).removeprefix("torch."),  # what "auto" came to
+    }
     results = run_suite(generate, items, args.out / "motion.json", settings)
     summary = summarize(results)
     table = to_markdown(summary)

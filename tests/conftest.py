@@ -1,10 +1,11 @@
-"""Tiny cascades with random weights, built on the spot, and a photo with structure."""
+"""Tiny cascades with random weights, built on the spot, a photo with structure, and the command line on them."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLUNet as DiffusersI2VGe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from i2vgen.cli import main
+from i2vgen.media import write_video
 from i2vgen.models.autoencoder import PatchAutoencoder
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.pipelines import CascadePipeline, load_cascade
@@ -78,9 +81,7 @@ def tiny_towers(folder: Path) -> dict:
         "text_encoder": seeded(lambda: CLIPTextModel(text), 1),
         "tokenizer": tokenizer,
         "image_encoder": seeded(lambda: CLIPVisionModelWithProjection(vision), 2),
-        "feature_extractor": CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
     }
 
 
@@ -132,8 +133,7 @@ def tiny_xl_dir(tmp_path_factory) -> Path:
     index = {"_class_name": "I2VGenXLPipeline", "_diffusers_version": "0.26.0"}
     transformers_parts = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
     index |= {
-        n: ["transformers" if n in transformers_parts else "diffusers", type(p).__name__]
-        for n, p in parts.items()
+        n: ["transformers" if n in transformers_parts else "diffusers", type(p).__name__] for n, p in parts.items()
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
@@ -167,3 +167,36 @@ def photo_path(photo, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     photo.save(path)
     return path
+
+
+# The command line
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run("show", path) -> its code, stdout and stderr."""
+    monkeypatch.setattr("i2vgen.pipelines.estimate.MEASURE_SECONDS", 0.0)
+
+    def call(*arguments):
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return call
+
+
+@pytest.fixture
+def generate(run, photo_path, tiny_cascade_dir):
+    """run("generate", ...) with the photo and the tiny cascade filled in."""
+
+    def call(output, *options, image=photo_path, prompt="a dog runs", model=tiny_cascade_dir):
+        return run("generate", image, prompt, "-o", output, "--model", model, "--device", "cpu", *options)
+
+    return call
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Five frames, 40 x 24, that drift, at 12.5 a second."""
+    pixels = np.stack([np.roll(np.linspace(0, 255, 40 * 24 * 3).reshape(24, 40, 3), i, 1) for i in range(5)])
+    return write_video(tmp_path / "clip.webp", pixels.astype(np.uint8), 12.5)

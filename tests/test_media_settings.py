@@ -20,10 +20,7 @@ SETTINGS = {
 
 
 def frames(num_frames=2):
-    return (
-        np.full((num_frames, 16, 16, 3), 100, np.uint8)
-        + np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
-    )
+    return np.full((num_frames, 16, 16, 3), 100, np.uint8) + np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

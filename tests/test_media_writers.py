@@ -44,9 +44,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(suffix, tmp_path, m
     path = write_video(tmp_path / f"v{suffix}", numbered(2), 8)
 
     def contents():
-        return {
-            file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()
-        }
+        return {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     before = contents()
     assert before

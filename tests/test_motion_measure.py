@@ -118,9 +118,7 @@ def test_combined_motion_is_taken_about_the_centre():
 
 def test_large_frames_are_measured_in_the_same_units():
     frames = make_clip(dx=0.12)
-    enlarged = np.stack(
-        [cv2.resize(frame, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) for frame in frames]
-    )
+    enlarged = np.stack([cv2.resize(frame, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) for frame in frames])
     assert global_motion(enlarged).dx == pytest.approx(0.12, rel=0.1)
 
 
@@ -276,9 +274,7 @@ def obedient(photo: Path, prompt: str, seed: int) -> np.ndarray:
 def test_wordings_cover_every_kind_and_do_not_overlap():
     assert suite.WORDINGS.keys() == suite.HELD_OUT_WORDINGS.keys() == EXPECTED_SIGNS.keys()
     assert set(sum(suite.KIND_GROUPS.values(), ())) == EXPECTED_SIGNS.keys()
-    texts = [
-        text for table in (suite.WORDINGS, suite.HELD_OUT_WORDINGS) for row in table.values() for text in row
-    ]
+    texts = [text for table in (suite.WORDINGS, suite.HELD_OUT_WORDINGS) for row in table.values() for text in row]
     assert len(texts) == len(set(texts))
 
 

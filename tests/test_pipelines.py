@@ -207,10 +207,7 @@ def test_output_types_hold_the_same_video(base, photo):
     assert [type(p) for p in pictures[0]] == [Image.Image] * 4
     np.testing.assert_allclose(np.asarray(pictures[0][2]) / 255, array[0, 2], atol=0.5 / 255 + 1e-6)
     assert latents.shape == (1, 4, 4, 8, 8)
-    assert (
-        base(image=photo, output_type="latent", generator=seed(0), return_dict=False)[0].shape
-        == latents.shape
-    )
+    assert base(image=photo, output_type="latent", generator=seed(0), return_dict=False)[0].shape == latents.shape
 
 
 def test_callback_sees_each_step_and_may_replace_latents(base, photo):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from i2vgen.pipelines import CascadePipeline, I2VGenXLPipeline, ModelError, VideoRefinePipeline, load_cascade
 from i2vgen.pipelines.loading import parse_device, parse_dtype
+from i2vgen.pipelines.options import replaced
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -39,9 +40,7 @@ def test_same_seed_gives_identical_frames_and_settings(tiny_cascade, photo):
 
 
 def test_settings_reproduce_the_video(tiny_cascade, photo):
-    out = tiny_cascade(
-        photo, "a dog", seed=3, num_frames=2, refine_strength=0.3, refine_steps=1, guidance_scale=3.0
-    )
+    out = tiny_cascade(photo, "a dog", seed=3, num_frames=2, refine_strength=0.3, refine_steps=1, guidance_scale=3.0)
     settings = json.loads(json.dumps(out.settings[0]))
     assert settings["negative_prompt"] == ""
     again = tiny_cascade(
@@ -81,9 +80,7 @@ def test_refiner_gets_what_the_base_stage_made_in_memory(tiny_cascade, photo, mo
     out = tiny_cascade(photo, "a dog", seed=1, num_frames=2, refine_prompt="sharp")
     video = given["video"]
     decoded = tiny_cascade.vae.decode(out.base_latents[0].transpose(0, 1)).sample.clamp(-1, 1).transpose(0, 1)
-    torch.testing.assert_close(
-        video[0], decoded.detach(), atol=1e-5, rtol=0
-    )  # float, never rounded to 8 bits
+    torch.testing.assert_close(video[0], decoded.detach(), atol=1e-5, rtol=0)  # float, never rounded to 8 bits
     assert given["prompt"] == "sharp"
     assert out.settings[0]["refine_prompt"] == "sharp"
 
@@ -110,11 +107,28 @@ def test_size_of_the_result_may_be_anything(tiny_cascade, photo, size):
     [
         ((900, 600), (96, 64), (144, 96)),
         ((600, 900), (64, 96), (96, 144)),
+        ((700, 700), (64, 64), (96, 96)),
         ((5000, 10), (112, 64), (168, 96)),
+        ((10, 5000), (64, 112), (96, 168)),
     ],
 )
 def test_default_size_follows_the_picture(tiny_cascade, image_size, base, final):
     assert tiny_cascade.default_sizes(*image_size) == (base, final)
+
+
+def test_default_size_goes_as_far_as_the_model_does(cascade):
+    cascade.base.options = replaced(cascade.base.options, width=192)
+    assert cascade.default_sizes(600, 300) == ((128, 64), (192, 96))
+    assert cascade.default_sizes(5000, 10) == ((192, 64), (288, 96))
+    assert cascade.default_sizes(10, 5000) == ((64, 192), (96, 288))
+
+
+@pytest.mark.parametrize("is_refined", [True, False])
+def test_asked_size_may_be_four_times_as_long_as_narrow(tiny_cascade, photo, is_refined):
+    assert tiny_cascade.sizes_for(photo.size, (256, 64), is_refined) == ((256, 64), (256, 64))
+    for size in ((272, 64), (64, 272)):
+        with pytest.raises(ValueError, match=f"size {size[0]}x{size[1]}.*at most 4 times.*256"):
+            tiny_cascade.sizes_for(photo.size, size, is_refined)
 
 
 def test_progress_counts_both_stages(tiny_cascade, photo):
@@ -145,6 +159,7 @@ def test_releasing_stages_changes_nothing(cascade, photo):
         ("seed", 1.5),
         ("seed", []),
         ("size", (4, 96)),
+        ("size", (96, 400)),
         ("fit", "stretch"),
         ("refine_prompt", ["a", "b", "c"]),
         ("image", torch.full((3, 8, 8), float("nan"))),
@@ -179,9 +194,7 @@ def test_base_stage_alone_loads_from_a_cascade_folder(tiny_cascade_dir, tiny_cas
     pipe = I2VGenXLPipeline.from_pretrained(tiny_cascade_dir)
     pipe.set_progress_bar_config(disable=True)
     settings = {"image": photo, "prompt": "a dog", "output_type": "pt"}
-    frames = [
-        p(**settings, generator=torch.Generator().manual_seed(1)).frames for p in (pipe, tiny_cascade.base)
-    ]
+    frames = [p(**settings, generator=torch.Generator().manual_seed(1)).frames for p in (pipe, tiny_cascade.base)]
     assert torch.equal(*frames)
 
 
@@ -236,9 +249,7 @@ def test_weights_that_do_not_fit_are_named(copied, component, key, change):
         elif change == "unexpected":
             state[key], state["surplus.weight"], key = value, value.clone(), "surplus.weight"
         save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=rf"(?s){component}.*{re.escape(key)}" if change != "cut short" else component
-    ):
+    with pytest.raises(ModelError, match=rf"(?s){component}.*{re.escape(key)}" if change != "cut short" else component):
         load_cascade(copied, device="cpu")
 
 
@@ -273,6 +284,16 @@ def test_folder_without_or_with_a_damaged_index(copied, tmp_path):
         load_cascade(copied, device="cpu")
     (copied / "model_index.json").unlink()
     with pytest.raises(ModelError, match=r"model_index\.json"):
+        load_cascade(copied, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["base_defaults", "refine_defaults"])
+@pytest.mark.parametrize("key, said", [("hieght", "use height"), ("zzz", "use height or width or")])
+def test_unknown_default_of_a_folder_is_named(copied, name, key, said):
+    index = json.loads((copied / "model_index.json").read_text())
+    index[name][key] = 64
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"{name}: unknown key '{key}'; {said}"):
         load_cascade(copied, device="cpu")
 
 

@@ -138,9 +138,7 @@ def test_windows_blend_to_the_whole_when_frames_do_not_depend_on_each_other(text
     blended = run(text_refiner, video(20), num_inference_steps=3)
     assert set(calls) == {8}
     calls.clear()
-    text_refiner.options = text_refiner.options.__class__(
-        **{**vars(text_refiner.options), "window_frames": 20}
-    )
+    text_refiner.options = text_refiner.options.__class__(**{**vars(text_refiner.options), "window_frames": 20})
     whole = run(text_refiner, video(20), num_inference_steps=3)
     assert set(calls) == {20}
     torch.testing.assert_close(blended, whole, atol=1e-5, rtol=0)
@@ -148,9 +146,7 @@ def test_windows_blend_to_the_whole_when_frames_do_not_depend_on_each_other(text
 
 def test_a_window_that_covers_all_equals_no_window(text_refiner):
     short = run(text_refiner, video(8))
-    text_refiner.options = text_refiner.options.__class__(
-        **{**vars(text_refiner.options), "window_frames": 100}
-    )
+    text_refiner.options = text_refiner.options.__class__(**{**vars(text_refiner.options), "window_frames": 100})
     assert torch.equal(short, run(text_refiner, video(8)))
 
 

@@ -47,9 +47,7 @@ def test_it_is_the_best_linear_guess(untrained: I2VGenXLUNet, stage: str, t: int
     assert error[:, :, 0].abs().max() < 1e-3
     for regressor in (sample[:, :, 1:], image.expand_as(latents)[:, :, 1:]):
         for channel in range(4):
-            slope = (error[:, channel, 1:] * regressor[:, channel]).mean() / regressor[
-                :, channel
-            ].square().mean()
+            slope = (error[:, channel, 1:] * regressor[:, channel]).mean() / regressor[:, channel].square().mean()
             assert slope.abs() < 0.08  # the gains themselves go from 0.1 to 10
 
 

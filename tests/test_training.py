@@ -25,9 +25,7 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     fine = rng.integers(0, 60, (height, width, 3))
-    image = (
-        np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), int) + fine - 30
-    )
+    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), int) + fine - 30
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -39,9 +37,7 @@ def pack_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos = []
     for index, split in enumerate(["train", "train", "val"]):
         Image.fromarray(texture(300, 400, index)).save(root / f"p{index}.png")
-        photos.append(
-            {"file": f"p{index}.png", "split": split, "caption": f"a texture {index}", "subject": "texture"}
-        )
+        photos.append({"file": f"p{index}.png", "split": split, "caption": f"a texture {index}", "subject": "texture"})
     disc = np.zeros((40, 60, 4), np.uint8)
     disc[4:-4, 4:-4] = (230, 30, 30, 255)
     Image.fromarray(disc).save(root / "s.webp", lossless=True)
@@ -177,9 +173,7 @@ def test_stop_and_resume_equals_never_stopped(tmp_path: Path) -> None:
     fit(LineTask(), line_config(tmp_path / "whole", 40))
     fit(LineTask(), line_config(tmp_path / "parts", 20))
     fit(LineTask(), line_config(tmp_path / "parts", 40))
-    whole, parts = (
-        torch.load(tmp_path / n / "export" / "line.pt", weights_only=True) for n in ("whole", "parts")
-    )
+    whole, parts = (torch.load(tmp_path / n / "export" / "line.pt", weights_only=True) for n in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 

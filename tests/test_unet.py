@@ -14,9 +14,7 @@ from i2vgen.models.blocks import amplify_decoder
 from i2vgen.models.conditioning import with_frame_planes
 from i2vgen.models.unet import I2VGenXLUNet
 
-CASES = [
-    (name, path.stem) for name in VARIANTS for path in sorted((GOLDEN / "tiny" / name).glob("*.safetensors"))
-]
+CASES = [(name, path.stem) for name in VARIANTS for path in sorted((GOLDEN / "tiny" / name).glob("*.safetensors"))]
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +167,7 @@ def test_conditions_computed_once_are_the_same_as_given_each_time(unet):
     torch.testing.assert_close(once, unet(**given).sample, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "name", ["timestep", "fps", "image_latents", "image_embeddings", "encoder_hidden_states"]
-)
+@pytest.mark.parametrize("name", ["timestep", "fps", "image_latents", "image_embeddings", "encoder_hidden_states"])
 @torch.no_grad()
 def test_every_condition_matters(unet, name):
     given = inputs()

@@ -127,9 +127,7 @@ def again(
     final = refine or base
     size = (final.width, final.height)
     if stage_options(cascade, picture.size, size, refine is not None) != (base, refine):
-        raise ValueError(
-            f"{file}: this version chooses another base size for {size[0]}x{size[1]}; use generate"
-        )
+        raise ValueError(f"{file}: this version chooses another base size for {size[0]}x{size[1]}; use generate")
     check_fps(output, base.target_fps)
     announce(cascade, base, refine)
     with Progress(expected_steps(base, refine)) as progress:
@@ -194,9 +192,7 @@ def _place(settings: dict[str, Any], name: str, given: str | None) -> str:
 
 def _check_same(settings: dict[str, Any], name: str, found: dict[str, Any]) -> None:
     if found["sha256"] != (settings.get(name) or {}).get("sha256"):
-        raise ValueError(
-            f"{name} {found['path']!r} is not the one of then, its pixels differ: give --{name} PATH"
-        )
+        raise ValueError(f"{name} {found['path']!r} is not the one of then, its pixels differ: give --{name} PATH")
 
 
 def _stored_device(settings: dict[str, Any]) -> str:
@@ -218,9 +214,7 @@ def _warn_of_differences(settings: dict[str, Any], cascade: CascadePipeline) -> 
     then |= {"device": settings["device"]}
     now |= {"device": cascade.vae.device.type}
     changed = [
-        f"{name} {then.get(name, 'unknown')} then, {now[name]} now"
-        for name in now
-        if then.get(name) != now[name]
+        f"{name} {then.get(name, 'unknown')} then, {now[name]} now" for name in now if then.get(name) != now[name]
     ]
     if changed:
         warn(f"frames may differ a little: {'; '.join(changed)}")

@@ -103,11 +103,7 @@ def _usage_message(error: Exception) -> str:
 def _outcome(error: Exception) -> tuple[int, str]:
     """(exit code, one line)"""
     text = " ".join(str(error).split())
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-    ):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return (
             OURS,
             f"out of memory ({text[:200] or type(error).__name__}): use a smaller --size or fewer --frames",

@@ -30,9 +30,7 @@ def generate(
     output: o.Output,
     no_refine: Annotated[
         bool,
-        typer.Option(
-            "--no-refine", help="Stop after the base stage: small and fast.", rich_help_panel=o.VIDEO
-        ),
+        typer.Option("--no-refine", help="Stop after the base stage: small and fast.", rich_help_panel=o.VIDEO),
     ] = False,
     seed: o.Seed = 0,
     frames: o.Frames = None,
@@ -72,9 +70,7 @@ def generate(
     The same command gives the same video again. To choose among several motions first, see i2vgen preview.
     """
     # 1. Check, before anything slow
-    o.check_numbers(
-        seed, guidance, refine_strength, frames=frames, fps=fps, steps=steps, refine_steps=refine_steps
-    )
+    o.check_numbers(seed, guidance, refine_strength, frames=frames, fps=fps, steps=steps, refine_steps=refine_steps)
     chosen_size = o.parse_size(size)
     check_output(output, force)
     if contact_sheet is not None:
@@ -139,9 +135,7 @@ def stage_options(
     if not is_refined:
         return base, None
     width, height = final_size
-    return base, replaced(
-        cascade.refiner.options, width=width, height=height, num_inference_steps=refine_steps
-    )
+    return base, replaced(cascade.refiner.options, width=width, height=height, num_inference_steps=refine_steps)
 
 
 def expected_steps(base: BaseOptions | None, refine: RefineOptions | None) -> dict[str, int]:

@@ -81,13 +81,9 @@ def machine_facts() -> dict[str, Any]:
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         name, has_bf16 = torch.cuda.get_device_name(device), torch.cuda.is_bf16_supported()
-        devices.append(
-            {"name": str(device), "model": name, "memory": memory_of(device), "has_bfloat16": has_bf16}
-        )
+        devices.append({"name": str(device), "model": name, "memory": memory_of(device), "has_bfloat16": has_bf16})
     if torch.backends.mps.is_available():
-        devices.append(
-            {"name": "mps", "model": platform.processor(), "memory": memory_of(torch.device("cpu"))}
-        )
+        devices.append({"name": "mps", "model": platform.processor(), "memory": memory_of(torch.device("cpu"))})
     extras = {name: all(importlib.util.find_spec(m) for m in modules) for name, modules in EXTRAS.items()}
     ffmpeg = getattr(av, "ffmpeg_version_info", None) or "unknown"
     libraries = {"av": importlib.metadata.version("av"), "ffmpeg": ffmpeg}
@@ -172,15 +168,11 @@ def _readable(facts: dict[str, Any]) -> dict[str, Any]:
     readable: dict[str, Any] = dict(facts["versions"])
     for device in facts["devices"]:
         memory = readable_bytes(device["memory"]) if device["memory"] else "memory unknown"
-        cores = (
-            f", {device['num_cores']} cores, {device['num_threads']} threads" if "num_cores" in device else ""
-        )
+        cores = f", {device['num_cores']} cores, {device['num_threads']} threads" if "num_cores" in device else ""
         bf16 = {True: ", fast bfloat16", False: ", no fast bfloat16"}.get(device.get("has_bfloat16"), "")
         readable[device["name"]] = f"{device['model']}, {memory}{cores}{bf16}"
     readable["extras"] = ", ".join(name for name, is_there in facts["extras"].items() if is_there) or "none"
-    readable["nano"] = (
-        f"{facts['nano']['folder']} ({'present' if facts['nano']['is_present'] else 'missing'})"
-    )
+    readable["nano"] = f"{facts['nano']['folder']} ({'present' if facts['nano']['is_present'] else 'missing'})"
     if "estimate" in facts:
         guess = dict(facts["estimate"])
         guess["seconds"] = f"about {readable_seconds(guess['seconds'])} (within a factor of 2)"

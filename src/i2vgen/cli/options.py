@@ -29,18 +29,14 @@ def _option(text: str, *names: str, panel: str, metavar: str | None = None, **mo
 
 Image = Annotated[
     str,
-    typer.Argument(
-        metavar="IMAGE", help="Picture to animate: a file or an http(s) address.", show_default=False
-    ),
+    typer.Argument(metavar="IMAGE", help="Picture to animate: a file or an http(s) address.", show_default=False),
 ]
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help='What happens, in a line; "" for no text.', show_default=False)
 ]
 File = Annotated[
     str,
-    typer.Argument(
-        metavar="FILE", help="Video, animation, or folder of frames, made by i2vgen.", show_default=False
-    ),
+    typer.Argument(metavar="FILE", help="Video, animation, or folder of frames, made by i2vgen.", show_default=False),
 ]
 Output = Annotated[
     str,
@@ -52,9 +48,7 @@ Output = Annotated[
     ),
 ]
 Force = Annotated[bool, _option("Replace an output that exists.", "--force", "-f", panel=OUTPUT)]
-Json = Annotated[
-    bool, _option("Print one JSON document on stdout, and nothing else there.", "--json", panel=OUTPUT)
-]
+Json = Annotated[bool, _option("Print one JSON document on stdout, and nothing else there.", "--json", panel=OUTPUT)]
 
 Seed = Annotated[
     int,
@@ -88,24 +82,18 @@ RefineSteps = Annotated[
 ]
 RefineStrength = Annotated[
     float | None,
-    _option(
-        "How much the refinement may change, above 0 to 1. \\[the model's]", "--refine-strength", panel=VIDEO
-    ),
+    _option("How much the refinement may change, above 0 to 1. \\[the model's]", "--refine-strength", panel=VIDEO),
 ]
 FitOption = Annotated[
     Fit,
-    _option(
-        "How the picture is brought to the size: crop or pad. \\[crop]", "--fit", panel=VIDEO, metavar="HOW"
-    ),
+    _option("How the picture is brought to the size: crop or pad. \\[crop]", "--fit", panel=VIDEO, metavar="HOW"),
 ]
 
 Model = Annotated[
     str,
     _option("nano, a model folder, or a hub id such as owner/name. \\[nano]", "--model", "-m", panel=MODEL),
 ]
-Device = Annotated[
-    str, _option("auto, cpu, cuda, cuda:1, mps. \\[auto]", "--device", panel=MODEL, metavar="NAME")
-]
+Device = Annotated[str, _option("auto, cpu, cuda, cuda:1, mps. \\[auto]", "--device", panel=MODEL, metavar="NAME")]
 DtypeOption = Annotated[
     Dtype, _option("auto, float32, bfloat16, float16. \\[auto]", "--dtype", panel=MODEL, metavar="NAME")
 ]

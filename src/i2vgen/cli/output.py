@@ -59,9 +59,7 @@ def check_texts(**texts: str | None) -> None:
     """Raise ValueError if the texts are more than a file can keep beside the video."""
     for name, text in texts.items():
         if text is not None and len(json.dumps(text)) > MAX_TEXT_BYTES // len(texts):
-            raise ValueError(
-                f"{name} has {len(text)} characters, more than can be kept with the video: shorten it"
-            )
+            raise ValueError(f"{name} has {len(text)} characters, more than can be kept with the video: shorten it")
 
 
 def write_video_file(path: str, frames: np.ndarray, fps: float, settings: dict[str, Any]) -> Path:
@@ -99,6 +97,4 @@ def video_facts(path: Path, frames: np.ndarray, fps: float) -> dict[str, Any]:
 
 def summary_line(facts: dict[str, Any], seconds: float) -> str:
     size = f"{facts['width']}x{facts['height']}"
-    return (
-        f"{facts['output']}: {facts['frames']} frames, {size}, {facts['fps']:g} fps, made in {seconds:.1f} s"
-    )
+    return f"{facts['output']}: {facts['frames']} frames, {size}, {facts['fps']:g} fps, made in {seconds:.1f} s"

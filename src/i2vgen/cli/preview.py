@@ -143,9 +143,7 @@ def preview(
     # 4. The sheet, and how to go on
     from i2vgen.media import contact_sheet
 
-    sheet = contact_sheet(
-        [video for _, video, _ in clips], [f"seed {seed}" for seed, _, _ in clips], columns=2
-    )
+    sheet = contact_sheet([video for _, video, _ in clips], [f"seed {seed}" for seed, _, _ in clips], columns=2)
     sheet_path = write_picture(folder / SHEET_NAME, sheet)
     given = changes | {"size": size, "negative_prompt": negative_prompt, "fit": fit.value, "model": model}
     command = next_command(image, prompt, first_seed, given | {"device": device, "dtype": dtype.value})

@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
     from i2vgen.pipelines import CascadePipeline, RefineOptions
 
+# Not `o.Steps`: there is no base stage here.
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", help="Steps of the refinement. \\[the model's]", rich_help_panel=o.VIDEO, show_default=False
+    ),
+]
+
 
 def refine(
     video: Annotated[
         str,
         typer.Argument(metavar="VIDEO", help="Video, animation, or folder of frames.", show_default=False),
     ],
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What is seen, in a few words.", show_default=False)
-    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What is seen, in a few words.", show_default=False)],
     output: o.Output,
     size: Annotated[
         str | None,
@@ -54,7 +60,7 @@ def refine(
             show_default=False,
         ),
     ] = None,
-    steps: o.Steps = None,
+    steps: Steps = None,
     guidance: o.Guidance = None,
     negative_prompt: o.NegativePrompt = None,
     image: Annotated[
@@ -70,9 +76,7 @@ def refine(
     seed: o.Seed = 0,
     frames: Annotated[
         int | None,
-        typer.Option(
-            "--frames", help="At most so many frames. \\[all]", rich_help_panel=o.VIDEO, show_default=False
-        ),
+        typer.Option("--frames", help="At most so many frames. \\[all]", rich_help_panel=o.VIDEO, show_default=False),
     ] = None,
     model: o.Model = "nano",
     device: o.Device = "auto",
@@ -99,9 +103,7 @@ def refine(
 
     # 2. Load the model, settle the options
     cascade = open_cascade(model, device, dtype.value)
-    options = refine_options(
-        cascade, clip.frames.shape[2:0:-1], chosen_size, steps, guidance, negative_prompt
-    )
+    options = refine_options(cascade, clip.frames.shape[2:0:-1], chosen_size, steps, guidance, negative_prompt)
     settings = {
         "kind": "refine",
         "model": cascade.model_name,

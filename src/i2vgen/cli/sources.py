@@ -89,9 +89,7 @@ def announce(
     if installed and guess.memory_bytes > installed:
         has = f"{device} has {readable_bytes(installed)}"
         if guess.memory_bytes > 2 * installed:
-            raise ValueError(
-                f"this would need about {needed} and {has}: use a smaller --size or fewer --frames"
-            )
+            raise ValueError(f"this would need about {needed} and {has}: use a smaller --size or fewer --frames")
         warn(f"this may need {needed} and {has}")
     if guess.seconds * repeats > LONG_RUN_SECONDS:
         duration = readable_seconds(guess.seconds * repeats)

@@ -77,9 +77,7 @@ def _mirrored(phrases: list[str], words: dict[str, str]) -> list[str]:
 
 CAMERA_PHRASES["pan-right"] = _mirrored(CAMERA_PHRASES["pan-left"], {"left": "right"})
 CAMERA_PHRASES["tilt-down"] = _mirrored(CAMERA_PHRASES["tilt-up"], {"up": "down"})
-CAMERA_PHRASES["roll-counterclockwise"] = _mirrored(
-    CAMERA_PHRASES["roll-clockwise"], {"clockwise": "counterclockwise"}
-)
+CAMERA_PHRASES["roll-counterclockwise"] = _mirrored(CAMERA_PHRASES["roll-clockwise"], {"clockwise": "counterclockwise"})
 
 SPEED_WORDS = {"slow": ["slowly", "gently", "slow"], "normal": [""], "fast": ["quickly", "fast", "rapidly"]}
 

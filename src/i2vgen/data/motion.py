@@ -54,11 +54,7 @@ def sample_camera(rng: np.random.Generator, names: list[str] | None = None) -> t
             picked.append(other)
     move, targets = Move(), {}
     for name in picked:
-        speed = (
-            str(rng.choice(["slow", "normal", "fast"], p=[0.22, 0.56, 0.22]))
-            if name != "static"
-            else "normal"
-        )
+        speed = str(rng.choice(["slow", "normal", "fast"], p=[0.22, 0.56, 0.22])) if name != "static" else "normal"
         move.phrases.append(captions.camera_phrase(name, speed, rng))
         if name == "static":
             targets["static"] = 1.0
@@ -128,9 +124,7 @@ class ClipMaker:
         if unknown := set(self.kinds) - {"camera", "sprite", "ambient", "film"}:
             raise ValueError(f"data.kind_weights: unknown kind {sorted(unknown)[0]!r}")
 
-    def make(
-        self, size: tuple[int, int], times: np.ndarray, rng: np.random.Generator, kind: str | None = None
-    ) -> Clip:
+    def make(self, size: tuple[int, int], times: np.ndarray, rng: np.random.Generator, kind: str | None = None) -> Clip:
         """A clip of `size` (W, H) at `times` (f), in DURATIONs from 0."""
         kind = kind or str(rng.choice(self.kinds, p=self.weights))
         return getattr(self, f"_{kind}")(size, times, rng)
@@ -205,9 +199,9 @@ class ClipMaker:
         name = str(rng.choice(list(captions.AMBIENT_PHRASES)))
         # effects grow in the first third, because the user's photo shows none of them
         strengths = np.minimum(1.0, 3.0 * times)[:, None, None, None]
-        frames = (
-            frames + (_AMBIENT[name](frames, times, rng).astype(np.float32) - frames) * strengths
-        ).astype(np.uint8)
+        frames = (frames + (_AMBIENT[name](frames, times, rng).astype(np.float32) - frames) * strengths).astype(
+            np.uint8
+        )
         phrase = str(rng.choice(captions.AMBIENT_PHRASES[name]))
         return Clip(frames, captions.join_caption(photo.caption, phrase, rng), {name: 1.0})
 
@@ -239,9 +233,7 @@ def _snow(frames: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np
             px = (x * w + 3 * np.sin(6 * u + 6 * phase)) % w
             py = (y + (0.35 + 0.25 * depth) * u) % 1 * h
             radius = (0.6 + 1.2 * depth) * min(h, w) / 128
-            cv2.circle(
-                layer, (int(px * 8), int(py * 8)), int(radius * 8), 0.5 + 0.5 * depth, -1, cv2.LINE_AA, 3
-            )
+            cv2.circle(layer, (int(px * 8), int(py * 8)), int(radius * 8), 0.5 + 0.5 * depth, -1, cv2.LINE_AA, 3)
         frame += (250 - frame) * cv2.GaussianBlur(layer, (3, 3), 0)[..., None]
     return out.astype(np.uint8)
 
@@ -254,18 +246,14 @@ def _rain(frames: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np
         layer = np.zeros((h, w), np.float32)
         for x, y in drops:
             px, py = x * w, (y + 4.0 * u) % 1.1 * h
-            cv2.line(
-                layer, (int(px), int(py)), (int(px - 0.01 * w), int(py - 0.08 * h)), 0.45, 1, cv2.LINE_AA
-            )
+            cv2.line(layer, (int(px), int(py)), (int(px - 0.01 * w), int(py - 0.08 * h)), 0.45, 1, cv2.LINE_AA)
         frame += (220 - frame) * layer[..., None]
     return out.astype(np.uint8)
 
 
 def _fog(frames: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     _, h, w, _ = frames.shape
-    noise = cv2.resize(
-        rng.uniform(size=(6, 12)).astype(np.float32), (3 * w, h), interpolation=cv2.INTER_CUBIC
-    )
+    noise = cv2.resize(rng.uniform(size=(6, 12)).astype(np.float32), (3 * w, h), interpolation=cv2.INTER_CUBIC)
     direction = rng.choice([-1, 1])
     out = frames.astype(np.float32)
     for frame, u in zip(out, times, strict=True):

@@ -44,9 +44,7 @@ class Pack:
         photo_split = {"test": "val"}.get(split, split)
         other_split = {"val": "test"}.get(split, split)
         self.photos = [
-            Photo(
-                np.asarray(Image.open(self.dir / row["file"]).convert("RGB")), row["caption"], row["subject"]
-            )
+            Photo(np.asarray(Image.open(self.dir / row["file"]).convert("RGB")), row["caption"], row["subject"])
             for row in self._rows("photos.jsonl")
             if row["split"] == photo_split
         ]

@@ -57,9 +57,7 @@ def first_frame_psnr(frames: np.ndarray, image: Image.Image) -> float:
 def _pair(first, second) -> tuple[np.ndarray, np.ndarray]:
     first, second = _unit_range(first, "first"), _unit_range(second, "second")
     if first.shape != second.shape:
-        raise ValueError(
-            f"first and second differ in shape ({first.shape} and {second.shape}, channels first)"
-        )
+        raise ValueError(f"first and second differ in shape ({first.shape} and {second.shape}, channels first)")
     return first, second
 
 
@@ -75,9 +73,7 @@ def _unit_range(frames: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     if not np.issubdtype(frames.dtype, np.floating):
         raise ValueError(f"{name} has dtype {frames.dtype}: expected uint8, or floating in [-1, 1]")
     if not np.abs(frames).max() <= 1 + RANGE_SLACK:
-        raise ValueError(
-            f"{name} reaches {np.abs(frames).max()}: floating frames must lie in [-1, 1]; clamp them"
-        )
+        raise ValueError(f"{name} reaches {np.abs(frames).max()}: floating frames must lie in [-1, 1]; clamp them")
     return (frames.astype(np.float64) + 1) / 2
 
 

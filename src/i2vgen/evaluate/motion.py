@@ -93,9 +93,7 @@ def expected_sign(kind: str) -> tuple[str, int] | None:
     Raises ValueError when `kind` is not in `EXPECTED_SIGNS`.
     """
     if kind not in EXPECTED_SIGNS:
-        raise ValueError(
-            f"kind={kind!r} is not a known camera motion; use one of {', '.join(EXPECTED_SIGNS)}"
-        )
+        raise ValueError(f"kind={kind!r} is not a known camera motion; use one of {', '.join(EXPECTED_SIGNS)}")
     return EXPECTED_SIGNS[kind]
 
 
@@ -194,9 +192,7 @@ def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
     """Similarity between two grey frames `(h w)`, or None when too few points agree."""
     height, width = earlier.shape
     spacing = max(3, round(max(height, width) / 40))
-    points = cv2.goodFeaturesToTrack(
-        earlier, maxCorners=600, qualityLevel=0.003, minDistance=spacing, blockSize=5
-    )
+    points = cv2.goodFeaturesToTrack(earlier, maxCorners=600, qualityLevel=0.003, minDistance=spacing, blockSize=5)
     if points is None or len(points) < MIN_POINTS:
         return None
     points = points.reshape(-1, 2)
@@ -223,12 +219,7 @@ def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
 
 
 def _check_frames(frames: np.ndarray) -> None:
-    if (
-        not isinstance(frames, np.ndarray)
-        or frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[3] != 3
-    ):
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise ValueError(f"frames={found}: motion is measured on a uint8 array of shape (f h w 3)")
     if len(frames) < 2 or min(frames.shape[1:3]) < MIN_SIDE:

@@ -96,9 +96,7 @@ def find_photos(photo_dir: str | Path, captions_path: str | Path | None = None) 
                 continue
             row = json.loads(line)
             if not {"file", "caption"} <= row.keys():
-                raise ValueError(
-                    f"{captions_path} line {number}: expected the keys file and caption, got {list(row)}"
-                )
+                raise ValueError(f"{captions_path} line {number}: expected the keys file and caption, got {list(row)}")
             captions[Path(row["file"]).name] = row["caption"]
     folder = Path(photo_dir)
     photos = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -112,16 +110,12 @@ def expand_kinds(names: Iterable[str]) -> list[str]:
     kinds: list[str] = []
     for name in names:
         if name not in KIND_GROUPS and name not in EXPECTED_SIGNS:
-            raise ValueError(
-                f"kind={name!r} is unknown; use one of {', '.join([*KIND_GROUPS, *EXPECTED_SIGNS])}"
-            )
+            raise ValueError(f"kind={name!r} is unknown; use one of {', '.join([*KIND_GROUPS, *EXPECTED_SIGNS])}")
         kinds += [kind for kind in KIND_GROUPS.get(name, (name,)) if kind not in kinds]
     return kinds
 
 
-def plan_items(
-    photos: dict[Path, str], kinds: Sequence[str], num_seeds: int, wordings: str = "both"
-) -> list[Item]:
+def plan_items(photos: dict[Path, str], kinds: Sequence[str], num_seeds: int, wordings: str = "both") -> list[Item]:
     """Every clip of a run. `wordings`: "seen", "held-out" or "both" (one clip of each).
 
     The wording depends on the photo's name and the seed alone, so adding photos changes no other clip.

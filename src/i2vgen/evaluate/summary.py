@@ -70,9 +70,7 @@ def _aggregate(clips: list[dict]) -> dict:
         "dominant": _mean(clip["is_dominant"] for clip in clips),
         "measured": _mean(clip["is_measured"] for clip in clips),
         "component": expected[0] if expected else None,
-        "wanted": _mean(GlobalMotion(**clip["motion"]).signed(expected[0]) for clip in clips)
-        if expected
-        else None,
+        "wanted": _mean(GlobalMotion(**clip["motion"]).signed(expected[0]) for clip in clips) if expected else None,
         "mean_flow": _mean(clip["mean_flow"] for clip in clips),
         "first_frame_psnr": _mean(clip["first_frame_psnr"] for clip in clips),
         "seconds": _mean(clip["seconds"] for clip in clips),

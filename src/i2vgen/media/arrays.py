@@ -53,9 +53,7 @@ def image_tensor_to_uint8(tensor: Tensor, name: str) -> np.ndarray:
         if tensor.amin() < -RANGE_TOLERANCE:
             tensor = (tensor + 1) / 2
     elif tensor.dtype != torch.uint8:
-        raise MediaError(
-            f"{name} has dtype {tensor.dtype}: give a float tensor in [0, 1] or [-1, 1], or uint8"
-        )
+        raise MediaError(f"{name} has dtype {tensor.dtype}: give a float tensor in [0, 1] or [-1, 1], or uint8")
     return array_to_uint8(tensor.permute(1, 2, 0).cpu().numpy(), name)
 
 
@@ -70,9 +68,7 @@ def frames_to_uint8(frames: Tensor, exact: bool = False) -> np.ndarray:
             raise MediaError(f"frames has a batch of {frames.shape[0]}: convert one video at a time")
         frames = frames[0]
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.numel() == 0:
-        raise MediaError(
-            f"frames has shape {tuple(frames.shape)}: expected (1 3 f h w) or (3 f h w), none zero"
-        )
+        raise MediaError(f"frames has shape {tuple(frames.shape)}: expected (1 3 f h w) or (3 f h w), none zero")
     if not frames.is_floating_point():
         raise MediaError(f"frames has dtype {frames.dtype}: expected floats in [-1, 1]")
     if not torch.isfinite(frames).all():

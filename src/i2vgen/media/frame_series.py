@@ -37,9 +37,7 @@ def frame_files(path: str | os.PathLike) -> list[Path]:
     path = Path(path).expanduser()
     try:
         if path.is_dir():
-            files = [
-                file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES and file.is_file()
-            ]
+            files = [file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES and file.is_file()]
             return sorted((file for file in files if file.name[0] != "."), key=_natural_key)
         if path.suffix.lower() != ".png" or path.is_file() or not path.parent.is_dir():
             return [path] if path.suffix.lower() == ".png" and path.is_file() else []

@@ -67,9 +67,7 @@ def image_to_tensor(image: Image.Image) -> Tensor:
     return _unit_tensor(image).sub_(0.5).div_(0.5)
 
 
-def clip_crop(
-    image: Image.Image, size: int = 224, crop_size: int | None = None, exact: bool = False
-) -> Image.Image:
+def clip_crop(image: Image.Image, size: int = 224, crop_size: int | None = None, exact: bool = False) -> Image.Image:
     """The square centre of `image` at size x size, as the CLIP image tower sees it.
 
     The original first crops to a square of the model's native width (`crop_size`), then resizes that to 224
@@ -78,9 +76,7 @@ def clip_crop(
     """
     if crop_size is None:
         return center_crop_wide(image, (size, size), exact)
-    return center_crop_wide(image, (crop_size, crop_size), exact).resize(
-        (size, size), Image.Resampling.BILINEAR
-    )
+    return center_crop_wide(image, (crop_size, crop_size), exact).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def clip_input(

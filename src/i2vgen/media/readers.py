@@ -45,9 +45,7 @@ def open_frames(
             rate = frames_fps(files[0]) or DEFAULT_FPS
             return rate, _timed_files(files, rate), path
         if path.is_dir():
-            raise MediaError(
-                f"{name} is a folder without pictures: name a video file or a folder of PNG frames"
-            )
+            raise MediaError(f"{name} is a folder without pictures: name a video file or a folder of PNG frames")
     data = read_source(source)
     path = data if isinstance(data, Path) else None
     if path is not None and path.suffix.lower() == ".npy":

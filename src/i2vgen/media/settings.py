@@ -41,9 +41,7 @@ def encode_settings(settings: dict[str, Any]) -> str:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise MediaError(
-                f"settings[{key!r}] cannot be kept as JSON ({error}): use text or numbers"
-            ) from error
+            raise MediaError(f"settings[{key!r}] cannot be kept as JSON ({error}): use text or numbers") from error
     text = json.dumps(settings, allow_nan=False)
     if len(text) > MAX_SETTINGS_BYTES:
         raise MediaError(f"settings takes {len(text)} bytes, more than {MAX_SETTINGS_BYTES}: leave some out")
@@ -57,9 +55,7 @@ def decode_settings(text: str, name: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MediaError(
-            f"{name}: the settings are not valid JSON ({error}): the file was altered"
-        ) from error
+        raise MediaError(f"{name}: the settings are not valid JSON ({error}): the file was altered") from error
     if not isinstance(settings, dict):
         raise MediaError(f"{name}: the settings are a {type(settings).__name__}, not a dict: not ours")
     return settings

@@ -53,9 +53,7 @@ def contact_sheet(
     columns = min(columns, len(strips))
     num_rows = -(-len(strips) // columns)
     widths = [max(strip.width for strip in strips[column::columns]) for column in range(columns)]
-    wrapped = [
-        _wrap(str(label), font, widths[index % columns], LABEL_LINES) for index, label in enumerate(labels)
-    ]
+    wrapped = [_wrap(str(label), font, widths[index % columns], LABEL_LINES) for index, label in enumerate(labels)]
     cells = [strip.height + line_height * len(lines) for strip, lines in zip(strips, wrapped, strict=True)]
     heights = [max(cells[row * columns : (row + 1) * columns]) for row in range(num_rows)]
 

@@ -85,13 +85,9 @@ def read_source(source: Any, max_bytes: int = MAX_SOURCE_BYTES) -> Path | bytes:
         except (OSError, ValueError) as error:
             raise MediaError(f"{describe(source)} cannot be read ({error}): open it again") from error
         if not isinstance(data, bytes):
-            raise MediaError(
-                f"{describe(source)} gives {type(data).__name__}, not bytes: open it in mode 'rb'"
-            )
+            raise MediaError(f"{describe(source)} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
         return _within(data, source, max_bytes)
-    raise MediaError(
-        f"source is a {type(source).__name__}: give a path, URL, bytes, file, image, array or tensor"
-    )
+    raise MediaError(f"source is a {type(source).__name__}: give a path, URL, bytes, file, image, array or tensor")
 
 
 def _within(data: bytes, source: Any, max_bytes: int) -> bytes:

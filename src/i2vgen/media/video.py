@@ -52,9 +52,7 @@ def load_video(
     if max_frames is not None and max_frames < 1:
         raise MediaError(f"max_frames is {max_frames}: give at least 1, or None for all")
     if fps is not None and not 0 < fps <= 1000:
-        raise MediaError(
-            f"fps is {fps}: give a rate above 0 and up to 1000, or None for the rate of the file"
-        )
+        raise MediaError(f"fps is {fps}: give a rate above 0 and up to 1000, or None for the rate of the file")
     if not (math.isfinite(start) and start >= 0):
         raise MediaError(f"start is {start}: give seconds, 0 or more")
 
@@ -65,9 +63,7 @@ def load_video(
         for decode in chosen:
             frame = decode()
             if frames and frame.shape != frames[0].shape:
-                raise MediaError(
-                    f"{name}: frame {len(frames)} has another size than frame 0: make them equal"
-                )
+                raise MediaError(f"{name}: frame {len(frames)} has another size than frame 0: make them equal")
             if (len(frames) + 1) * frame.shape[0] * frame.shape[1] > max_pixels_total:
                 raise MediaError(
                     f"{name} has more than max_pixels_total = {max_pixels_total} pixels "
@@ -80,15 +76,12 @@ def load_video(
         raise
     except (av.error.FFmpegError, *DECODER_ERRORS) as error:
         raise MediaError(
-            f"{name} is damaged or cut short after {len(frames)} frames ({error}): "
-            "copy it again, or set max_frames"
+            f"{name} is damaged or cut short after {len(frames)} frames ({error}): copy it again, or set max_frames"
         ) from error
     finally:
         timed.close()
     if not frames:
-        raise MediaError(
-            f"{name} has no frames at or after start = {start} s: check the file, or start earlier"
-        )
+        raise MediaError(f"{name} has no frames at or after start = {start} s: check the file, or start earlier")
     return Video(np.stack(frames), float(fps or rate), path)
 
 

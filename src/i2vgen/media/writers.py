@@ -53,9 +53,7 @@ def check_writable(path: str | os.PathLike) -> None:
         is_folder = target.is_dir() or not suffix
         if not is_folder and suffix not in SUFFIXES:
             known = ", ".join(SUFFIXES)
-            raise MediaError(
-                f"{name}: unknown suffix {target.suffix!r}: use {known}, or no suffix for a folder"
-            )
+            raise MediaError(f"{name}: unknown suffix {target.suffix!r}: use {known}, or no suffix for a folder")
         if target.is_dir() and suffix in SUFFIXES:
             raise MediaError(f"{name} is a directory: choose another name, or remove it")
         if is_folder and target.exists() and not target.is_dir():
@@ -102,9 +100,7 @@ def write_video(
     suffix = "" if target.is_dir() else target.suffix.lower()
     pixels = frames_to_uint8(frames) if isinstance(frames, Tensor) else frames
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise MediaError(
-            f"frames is {describe(frames)}: give uint8 (f h w 3), or a tensor (3 f h w) in [-1, 1]"
-        )
+        raise MediaError(f"frames is {describe(frames)}: give uint8 (f h w 3), or a tensor (3 f h w) in [-1, 1]")
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.size == 0:
         raise MediaError(f"frames has shape {pixels.shape}: expected (f h w 3) with no side zero")
     if not 0.01 <= fps <= 1000:

@@ -99,9 +99,7 @@ class SpatialTransformer(nn.Module):
         inner_dim = num_heads * head_dim
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner_dim)
-        self.transformer_blocks = nn.ModuleList(
-            [TransformerBlock(inner_dim, num_heads, head_dim, context_dim)]
-        )
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner_dim, num_heads, head_dim, context_dim)])
         self.proj_out = nn.Linear(inner_dim, channels)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,7 @@ from i2vgen.models.attention import SpatialTransformer, TemporalTransformer
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice, with the time embedding added in between."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, time_dim: int, norm_num_groups: int, dropout: float
-    ):
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, norm_num_groups: int, dropout: float):
         super().__init__()
         self.norm1 = nn.GroupNorm(norm_num_groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -31,7 +29,7 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
-        """`x` ((b f) c h w), `time_embedding` (b d) after its SiLU: one for all frames of a video."""
+        """`x` ((b f) c h w), `time_embedding` after its SiLU: (b d), one for all frames of a video, or ((b f) d)."""
         h = self.conv1(F.silu(self.norm1(x)))
         shift = self.time_emb_proj(time_embedding)
         h = h + shift.repeat_interleave(x.shape[0] // shift.shape[0], dim=0)[:, :, None, None]
@@ -178,15 +176,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(
             [ResidualBlock(channels, channels, time_dim, norm_num_groups, dropout) for _ in range(2)]
         )
-        self.temp_convs = nn.ModuleList(
-            [TemporalConvBlock(channels, norm_num_groups, dropout) for _ in range(2)]
-        )
-        self.attentions = nn.ModuleList(
-            [SpatialTransformer(channels, heads, head_dim, context_dim, norm_num_groups)]
-        )
-        self.temp_attentions = nn.ModuleList(
-            [TemporalTransformer(channels, heads, head_dim, norm_num_groups)]
-        )
+        self.temp_convs = nn.ModuleList([TemporalConvBlock(channels, norm_num_groups, dropout) for _ in range(2)])
+        self.attentions = nn.ModuleList([SpatialTransformer(channels, heads, head_dim, context_dim, norm_num_groups)])
+        self.temp_attentions = nn.ModuleList([TemporalTransformer(channels, heads, head_dim, norm_num_groups)])
 
     def forward(
         self, x: torch.Tensor, time_embedding: torch.Tensor, context: torch.Tensor, num_frames: int

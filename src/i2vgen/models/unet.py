@@ -18,6 +18,7 @@ from i2vgen.models.attention import TemporalTransformer
 from i2vgen.models.blocks import Downsample, Level, MidBlock, Upsample, amplify_decoder
 from i2vgen.models.conditioning import (
     ContentTemporalEncoder,
+    MotionEmbedding,
     TimestepEmbedding,
     content_projection,
     local_token_encoder,
@@ -25,7 +26,6 @@ from i2vgen.models.conditioning import (
     two_layer,
     with_frame_planes,
 )
-
 
 NUM_TIMESTEPS = 1000
 STILL_SAMPLES = 16  # the still prior knows two seconds, in eighths
@@ -45,6 +45,7 @@ class Conditions:
     context: torch.Tensor  # (b n d): text, then local tokens, then global tokens
     content: torch.Tensor | None  # (b c f h w)
     fps_embedding: torch.Tensor | None  # (b d)
+    motion: torch.Tensor | None = None  # (b f d), added to the time embedding
     still: tuple[torch.Tensor, torch.Tensor] | None = None  # image latents (b c 1 h w) and fps (b)
 
 
@@ -65,6 +66,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         use_still_prior: add to the output the best linear guess of the velocity from the sample and the image
             latents, see `set_still_prior`. Small networks otherwise spend most of their training on learning to
             copy their inputs through; the released ones do without.
+        use_motion_embedding: tell every residual block, through the time embedding, what the text asks of each frame
+            (`MotionEmbedding`). In the released networks text comes in by cross-attention alone; a small network
+            trained briefly does not find it there.
         dropout: in training, in residual blocks and temporal convolutions.
     """
 
@@ -94,14 +98,15 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         has_odd_height: bool = False,
         use_decoder_edits: bool = False,
         use_still_prior: bool = False,
+        use_motion_embedding: bool = False,
         dropout: float = 0.1,
     ):
         super().__init__()
         if use_still_prior and not (use_image_latents and use_fps):
             raise ValueError("use_still_prior: needs use_image_latents and use_fps")
-        _check_config(
-            down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups
-        )
+        if use_motion_embedding and not use_fps:
+            raise ValueError("use_motion_embedding: needs use_fps")
+        _check_config(down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups)
         first, last = block_out_channels[0], block_out_channels[-1]
         time_dim = 4 * first
         common = (time_dim, cross_attention_dim, attention_head_dim, norm_num_groups, dropout)
@@ -111,19 +116,18 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         if use_fps:
             self.fps_embedding = two_layer(first, time_dim, time_dim)
         if use_image_embeddings:
-            self.context_embedding = two_layer(
-                cross_attention_dim, time_dim, cross_attention_dim * num_image_tokens
-            )
+            self.context_embedding = two_layer(cross_attention_dim, time_dim, cross_attention_dim * num_image_tokens)
         if use_image_latents:
             self.image_latents_proj_in = content_projection(in_channels)
             self.image_latents_temporal_encoder = ContentTemporalEncoder(in_channels)
             self.image_latents_context_embedding = local_token_encoder(in_channels, cross_attention_dim)
 
+        if use_motion_embedding:
+            self.motion_embedding = MotionEmbedding(cross_attention_dim, time_dim)
+
         # in
         self.conv_in = nn.Conv2d(in_channels * (2 if use_image_latents else 1), first, 3, padding=1)
-        self.transformer_in = TemporalTransformer(
-            first, transformer_in_heads, attention_head_dim, norm_num_groups
-        )
+        self.transformer_in = TemporalTransformer(first, transformer_in_heads, attention_head_dim, norm_num_groups)
 
         # down
         self.down_blocks = nn.ModuleList()
@@ -217,10 +221,15 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
                 raise ValueError("fps: this UNet is conditioned on the frame rate, got None")
             embedding = sinusoidal_embedding(fps, config.block_out_channels[0])
             fps_embedding = self.fps_embedding(embedding.to(self.dtype))
+        motion = None
+        if config.use_motion_embedding:
+            if encoder_hidden_states is None:
+                raise ValueError("encoder_hidden_states: this UNet reads motion from the text, got None")
+            motion = self.motion_embedding(encoder_hidden_states, fps, num_frames)
         if not tokens:
             raise ValueError("encoder_hidden_states: nothing to attend to (no text, no image)")
         still = (image_latents[:, :, :1], fps) if config.use_still_prior else None
-        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, still)
+        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, motion, still)
 
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
         if image_latents.shape[2] != num_frames:
@@ -254,17 +263,15 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         b, _, f, height, width = sample.shape
         self.check_latent_size(height, width)
         if conditions is None:
-            conditions = self.encode_conditions(
-                f, encoder_hidden_states, image_embeddings, image_latents, fps
-            )
+            conditions = self.encode_conditions(f, encoder_hidden_states, image_embeddings, image_latents, fps)
 
         # time
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(b)
-        embedding = self.time_embedding(
-            sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype)
-        )
+        embedding = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype))
         if conditions.fps_embedding is not None:
             embedding = embedding + conditions.fps_embedding
+        if conditions.motion is not None:
+            embedding = rearrange(embedding[:, None] + conditions.motion, "b f d -> (b f) d")
         embedding = F.silu(embedding)
         context = conditions.context
 
@@ -302,9 +309,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
         if conditions.still is not None:
-            x = (
-                x.float() + self._still_velocity(sample, conditions.still[0], t.long(), conditions.still[1])
-            ).to(sample.dtype)
+            x = (x.float() + self._still_velocity(sample, conditions.still[0], t.long(), conditions.still[1])).to(
+                sample.dtype
+            )
         return UNetOutput(sample=x) if return_dict else (x,)
 
     def check_latent_size(self, height: int, width: int) -> None:

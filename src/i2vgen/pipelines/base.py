@@ -24,7 +24,7 @@ from i2vgen.pipelines.conditioning import (
     prepare_image,
     step_options,
 )
-from i2vgen.pipelines.loading import FamilyPipeline
+from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
 from i2vgen.pipelines.options import BaseOptions, replaced
 from i2vgen.schedulers import apply_guidance
 
@@ -68,7 +68,7 @@ class I2VGenXLPipeline(FamilyPipeline):
             scheduler=scheduler,
         )
         self.register_to_config(base_defaults=dict(base_defaults or {}))
-        self.options = BaseOptions(**self.config.base_defaults)
+        self.options = options_of_folder(BaseOptions, self.config.base_defaults, "base_defaults")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def check_size(self, height: int, width: int) -> None:
@@ -179,10 +179,7 @@ class I2VGenXLPipeline(FamilyPipeline):
         )
 
         # 3. Image: embedding of the whole, latents of the fitted one
-        pictures = [
-            prepare_image(i, options.width, options.height, fit, exact)
-            for i in as_list(image, count, "image")
-        ]
+        pictures = [prepare_image(i, options.width, options.height, fit, exact) for i in as_list(image, count, "image")]
         image_embeddings = encode_images_clip(
             self.feature_extractor, self.image_encoder, [p for p, _ in pictures], options.width, exact
         )
@@ -201,24 +198,18 @@ class I2VGenXLPipeline(FamilyPipeline):
         # 5. Conditions, the same in every step
         fps = torch.full((len(latents),), options.target_fps, device=device)
         conditions = [
-            self.unet.encode_conditions(
-                options.num_frames, prompt_embeds, image_embeddings, image_latents, fps
-            )
+            self.unet.encode_conditions(options.num_frames, prompt_embeds, image_embeddings, image_latents, fps)
         ]
         if use_guidance:
             nothing = torch.zeros_like(image_embeddings)
             conditions.append(
-                self.unet.encode_conditions(
-                    options.num_frames, negative_prompt_embeds, nothing, image_latents, fps
-                )
+                self.unet.encode_conditions(options.num_frames, negative_prompt_embeds, nothing, image_latents, fps)
             )
 
         # 6. Denoise
         self.scheduler.set_timesteps(options.num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
-        step = step_options(
-            self.scheduler, eta=options.eta, generator=None if generator is None else generators
-        )
+        step = step_options(self.scheduler, eta=options.eta, generator=None if generator is None else generators)
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, t in enumerate(timesteps):
                 inputs = self.scheduler.scale_model_input(latents, t).to(dtype)
@@ -260,9 +251,7 @@ class I2VGenXLPipeline(FamilyPipeline):
             prompt_embeds = prompt_embeds.expand(count, -1, -1)
         if negative_prompt_embeds is None and use_guidance:
             default = self.options.negative_prompt if negative_prompt is None else negative_prompt
-            negative_prompt_embeds = self._tower_text(
-                as_prompts(default, count, "negative_prompt"), clip_skip
-            )
+            negative_prompt_embeds = self._tower_text(as_prompts(default, count, "negative_prompt"), clip_skip)
         elif negative_prompt_embeds is not None and len(negative_prompt_embeds) != count:
             negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
         return prompt_embeds, negative_prompt_embeds
@@ -292,9 +281,7 @@ class I2VGenXLPipeline(FamilyPipeline):
     ) -> torch.Tensor:
         if latents is not None:
             if latents.shape != (len(generators), *shape):
-                raise ValueError(
-                    f"latents: expected shape {(len(generators), *shape)}, got {tuple(latents.shape)}"
-                )
+                raise ValueError(f"latents: expected shape {(len(generators), *shape)}, got {tuple(latents.shape)}")
             return latents.to(device, torch.float32)
         noise = []
         for generator in generators:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import diffusers
@@ -20,7 +20,8 @@ from i2vgen.pipelines.loading import FamilyPipeline, parse_device, parse_dtype
 from i2vgen.pipelines.options import BaseOptions, RefineOptions, replaced
 from i2vgen.pipelines.refine import VideoRefinePipeline
 
-ASPECT_LIMIT = 3.0  # longest to shortest side that sizes are chosen for
+# Longest to shortest side: of sizes chosen for a picture, unless the model's own is longer, and of sizes asked for.
+LONGEST_CHOSEN, LONGEST_ASKED = 16 / 9, 4
 
 
 @dataclass
@@ -32,7 +33,6 @@ class CascadeOutput:
     settings: list[dict[str, Any]]  # all that reproduces the video, see `i2vgen.media.read_settings`
     base_latents: torch.Tensor  # (b c f h w), the base stage's result
     fps: int = 8
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 class CascadePipeline(FamilyPipeline):
@@ -71,9 +71,7 @@ class CascadePipeline(FamilyPipeline):
             refine_unet=refine_unet,
             refine_scheduler=refine_scheduler,
         )
-        self.register_to_config(
-            base_defaults=dict(base_defaults or {}), refine_defaults=dict(refine_defaults or {})
-        )
+        self.register_to_config(base_defaults=dict(base_defaults or {}), refine_defaults=dict(refine_defaults or {}))
         shared = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
         towers = {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         self.base = I2VGenXLPipeline(
@@ -99,16 +97,15 @@ class CascadePipeline(FamilyPipeline):
     def default_sizes(self, image_width: int, image_height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) of the base and of the refined video for a picture of the given proportions.
 
-        The default size of the model in landscape, portrait or square, whichever is nearest in area-true
-        proportions: the short side is kept at the model's own, the long one follows the picture.
+        The short side is the model's own; the long one follows the picture's proportions between 9:16 and 16:9,
+        or up to the model's own proportions if those are longer.
         """
         options = self.base.options
         short, long = sorted((options.height, options.width))
-        ratio = min(max(image_width / image_height, 1 / ASPECT_LIMIT), ASPECT_LIMIT)
-        most = max(long / short, 16 / 9)
-        ratio = min(max(ratio, 1 / most), most)
-        side = max(1, round(short * max(ratio, 1 / ratio) / self.multiple)) * self.multiple
-        width, height = (side, short) if ratio >= 1 else (short, side)
+        ratio = max(image_width, image_height) / min(image_width, image_height)
+        ratio = min(ratio, max(long / short, LONGEST_CHOSEN))
+        side = round(short * ratio / self.multiple) * self.multiple
+        width, height = (side, short) if image_width >= image_height else (short, side)
         return (width, height), self.refined_size(width, height)
 
     def refined_size(self, width: int, height: int) -> tuple[int, int]:
@@ -247,12 +244,20 @@ class CascadePipeline(FamilyPipeline):
     def sizes_for(
         self, image_size: tuple[int, int], size: tuple[int, int] | None, refine: bool
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(width, height) of base and result; `size` is the result's, the base keeps its short side."""
+        """(width, height) of base and result; `size` is the result's, the base keeps its short side.
+
+        Raises ValueError for a `size` too small, too long and narrow, or that the base alone cannot make.
+        """
         if size is None:
             return self.default_sizes(*image_size)
         width, height = size
         if min(width, height) < 8:
             raise ValueError(f"size {width}x{height}: each side must be at least 8 pixels")
+        longest = LONGEST_ASKED * min(width, height)
+        if max(width, height) > longest:
+            raise ValueError(
+                f"size {width}x{height}: the long side may be at most {LONGEST_ASKED} times the short, here {longest}"
+            )
         if not refine:
             self.base.check_size(height, width)
             return size, size

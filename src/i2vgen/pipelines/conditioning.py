@@ -46,27 +46,21 @@ def count_videos(**inputs: Any) -> int:
     for name, count in counts.items():
         if count != most:
             other = next(n for n, c in counts.items() if c == most)
-            raise ValueError(
-                f"{name} has {count} entries but {other} has {most}; give one each, or one for all"
-            )
+            raise ValueError(f"{name} has {count} entries but {other} has {most}; give one each, or one for all")
     if most == 0:
         raise ValueError(f"{next(iter(counts))}: empty list")
     return most
 
 
 @torch.no_grad()
-def encode_prompts(
-    tokenizer: Any, text_encoder: Any, prompts: list[str], clip_skip: int | None = 1
-) -> torch.Tensor:
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: list[str], clip_skip: int | None = 1) -> torch.Tensor:
     """Prompts -> (b n d) text tokens: the layer `clip_skip` before the last, through the final norm.
 
     A prompt longer than the tower reads is cut, with a warning naming what was lost.
     """
     layers = text_encoder.config.num_hidden_layers
     if clip_skip is not None and not 0 <= clip_skip <= layers:
-        raise ValueError(
-            f"clip_skip is {clip_skip}; the text tower has {layers} layers to skip, None takes the last"
-        )
+        raise ValueError(f"clip_skip is {clip_skip}; the text tower has {layers} layers to skip, None takes the last")
     length = tokenizer.model_max_length
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -126,9 +120,7 @@ def decode_latents(vae: Any, latents: torch.Tensor, chunk_size: int) -> torch.Te
     videos = []
     for video in latents:
         frames = (video / vae.config.scaling_factor).transpose(0, 1)
-        chunks = [
-            vae.decode(c.to(vae.device, vae.dtype)).sample.float().cpu() for c in frames.split(chunk_size)
-        ]
+        chunks = [vae.decode(c.to(vae.device, vae.dtype)).sample.float().cpu() for c in frames.split(chunk_size)]
         videos.append(torch.cat(chunks).transpose(0, 1))
     return torch.stack(videos).clamp_(-1, 1)
 
@@ -155,9 +147,7 @@ def read_image(source: Any) -> Image.Image:
         raise MediaError(f"image: {error}") from error
 
 
-def prepare_image(
-    source: Any, width: int, height: int, fit: str, exact: bool
-) -> tuple[Image.Image, torch.Tensor]:
+def prepare_image(source: Any, width: int, height: int, fit: str, exact: bool) -> tuple[Image.Image, torch.Tensor]:
     """Anything that `load_image` takes -> (the picture, its crop or padding as (3 1 h w) in [-1, 1])."""
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit is {fit!r}; use 'crop' or 'pad'")

@@ -209,9 +209,7 @@ def skeleton(model: str) -> CascadePipeline:
             parts[name] = kind.from_config(kind.load_config(folder / name))
     defaults = {name: index.get(name) for name in ("base_defaults", "refine_defaults")}
     cascade = CascadePipeline(**parts, **defaults)
-    cascade.tower_parameters = sum(
-        _saved_parameters(folder / name) for name in ("text_encoder", "image_encoder")
-    )
+    cascade.tower_parameters = sum(_saved_parameters(folder / name) for name in ("text_encoder", "image_encoder"))
     return cascade
 
 
@@ -279,9 +277,7 @@ def estimate(
         factor = cascade.refiner.vae_scale_factor
         height, width = cascade.refiner._padded(refine.height, refine.width)
         windows = frame_windows(num_frames, refine.window_frames, refine.window_overlap)
-        one = unet_cost(
-            cascade.refine_unet, windows[0][1] - windows[0][0], height // factor, width // factor, dtype
-        )
+        one = unet_cost(cascade.refine_unet, windows[0][1] - windows[0][0], height // factor, width // factor, dtype)
         solver_passes = 2 if cascade.refine_scheduler.config.solver == "heun" else 1
         evaluations = refine.num_inference_steps * solver_passes * len(windows)
         evaluations *= 2 if refine.guidance_scale > 1 else 1
@@ -300,9 +296,7 @@ def estimate(
     }
     final = refine or base
     chunk = max(options.decode_chunk_size for options in (base, refine) if options is not None)
-    peaks = [
-        cost.peak_bytes * (min(chunk, num_frames) if name == "decode" else 1) for name, cost in stages.items()
-    ]
+    peaks = [cost.peak_bytes * (min(chunk, num_frames) if name == "decode" else 1) for name, cost in stages.items()]
     frames = 3 * num_frames * final.height * final.width * 4
     memory = weights * dtype.itemsize + max(peaks) + 3 * frames + LIBRARY_BYTES
     return Estimate(sum(seconds.values()), memory, sum(c.multiply_adds for c in stages.values()), seconds)

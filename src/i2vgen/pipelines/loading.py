@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import json
@@ -67,13 +68,9 @@ class FamilyPipeline(DiffusionPipeline):
             component_class = _component_class(*entry)
             if component_class is not None:
                 kwargs[name] = _load_component(folder, name, component_class, kwargs)
-        missing = [
-            n for n in expected if n not in index and n not in kwargs and n not in cls._optional_components
-        ]
+        missing = [n for n in expected if n not in index and n not in kwargs and n not in cls._optional_components]
         if missing:
-            raise ModelError(
-                f"model folder {folder}: model_index.json names no {missing[0]!r} for {cls.__name__}"
-            )
+            raise ModelError(f"model folder {folder}: model_index.json names no {missing[0]!r} for {cls.__name__}")
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
@@ -101,26 +98,18 @@ def resolve_folder(name: str | Path, cls: type[DiffusionPipeline], kwargs: dict[
     folder = NANO_DIR if str(name) == "nano" else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"model folder {folder}: no model_index.json; is it a folder in diffusers layout?"
-            )
+            raise ModelError(f"model folder {folder}: no model_index.json; is it a folder in diffusers layout?")
         return folder
     if folder == NANO_DIR:
-        raise ModelError(
-            f"model 'nano': its weights are not in {folder}; install i2vgen anew, or give another model"
-        )
+        raise ModelError(f"model 'nano': its weights are not in {folder}; install i2vgen anew, or give another model")
     looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if looks_local or folder.exists():
-        raise ModelError(
-            f"model: no folder at {str(name)!r}; give 'nano', a folder, or a hub id such as owner/name"
-        )
+        raise ModelError(f"model: no folder at {str(name)!r}; give 'nano', a folder, or a hub id such as owner/name")
     hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
     try:
         return Path(cls.download(str(name), **{k: kwargs[k] for k in hub if k in kwargs}))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model: {name!r} is no folder here and could not be had from the hub: {error}"
-        ) from error
+        raise ModelError(f"model: {name!r} is no folder here and could not be had from the hub: {error}") from error
 
 
 def _component_class(library: str, name: str) -> type | None:
@@ -165,10 +154,21 @@ def _scheduler_fields(cls: type, path: Path) -> dict[str, Any]:
     config = cls.load_config(path)
     if config.get("_class_name") != "DDIMScheduler":
         return {}
-    spacing = {"linspace": "trailing"}.get(
-        config.get("timestep_spacing"), config.get("timestep_spacing", "leading")
-    )
+    spacing = {"linspace": "trailing"}.get(config.get("timestep_spacing"), config.get("timestep_spacing", "leading"))
     return {"timestep_spacing": spacing}
+
+
+def options_of_folder(kind: type, defaults: dict[str, Any], name: str) -> Any:
+    """`kind` (BaseOptions or RefineOptions) with the `defaults` that a folder's model_index.json has under `name`.
+
+    Raises ModelError naming a key that `kind` does not have.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in defaults:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ModelError(f"{name}: unknown key {key!r}; use {' or '.join(near or known)}")
+    return kind(**defaults)
 
 
 def default_device() -> torch.device:

@@ -59,9 +59,7 @@ def replaced(options, shown_as: dict[str, str] | None = None, **changes):
     for name in ("height", "width", "num_frames", "target_fps", "num_inference_steps", "decode_chunk_size"):
         value = getattr(result, name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{shown_as.get(name, name)} must be a whole number of at least 1, got {value!r}"
-            )
+            raise ValueError(f"{shown_as.get(name, name)} must be a whole number of at least 1, got {value!r}")
     for name, most in (("guidance_scale", 100), ("guidance_rescale", 1), ("eta", 1)):
         value = getattr(result, name, 0)
         if not isinstance(value, int | float) or not 0 <= value <= most:

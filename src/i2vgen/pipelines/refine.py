@@ -26,7 +26,7 @@ from i2vgen.pipelines.conditioning import (
     prepare_image,
     step_options,
 )
-from i2vgen.pipelines.loading import FamilyPipeline
+from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
 from i2vgen.pipelines.options import RefineOptions, replaced
 from i2vgen.schedulers import apply_guidance
 
@@ -64,7 +64,7 @@ class VideoRefinePipeline(FamilyPipeline):
             feature_extractor=feature_extractor,
         )
         self.register_to_config(refine_defaults=dict(refine_defaults or {}))
-        self.options = RefineOptions(**self.config.refine_defaults)
+        self.options = options_of_folder(RefineOptions, self.config.refine_defaults, "refine_defaults")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
@@ -149,9 +149,7 @@ class VideoRefinePipeline(FamilyPipeline):
         # 4. Image, for refiners that look at it
         image_latents = image_embeddings = None
         if self.unet.config.use_image_latents:
-            image_latents, image_embeddings = self._encode_image(
-                image, frames, height, width, generators, fit
-            )
+            image_latents, image_embeddings = self._encode_image(image, frames, height, width, generators, fit)
             image_latents, image_embeddings = (
                 image_latents.to(device, dtype),
                 image_embeddings.to(device, dtype),
@@ -162,9 +160,7 @@ class VideoRefinePipeline(FamilyPipeline):
         anchors = [image_latents] + [latents[:, :, start : start + 1].to(dtype) for start, _ in windows[1:]]
 
         # 5. Noise
-        self.scheduler.set_timesteps(
-            min(options.num_inference_steps, start), start_timestep=start, device=device
-        )
+        self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
         noise = torch.stack([draw(latents.shape[1:], g, device, torch.float32) for g in generators])
         latents = self.scheduler.add_noise(latents, noise, self.scheduler.start_timestep)
         latents = latents * self.scheduler.init_noise_sigma
@@ -188,9 +184,7 @@ class VideoRefinePipeline(FamilyPipeline):
                     velocity = velocity[0]
                 latents = self.scheduler.step(velocity, t, latents, **step).prev_sample
                 if callback_on_step_end is not None:
-                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get(
-                        "latents", latents
-                    )
+                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get("latents", latents)
                 bar.update()
         self.require_finite(latents, "refinement stage")
 
@@ -234,9 +228,7 @@ class VideoRefinePipeline(FamilyPipeline):
             pictures = [_first_frame(v[:, :, :height, :width]) for v in frames]
             pixels = frames[:, :, :1]
         else:
-            prepared = [
-                prepare_image(i, width, height, fit, False) for i in as_list(image, len(frames), "image")
-            ]
+            prepared = [prepare_image(i, width, height, fit, False) for i in as_list(image, len(frames), "image")]
             pictures = [p for p, _ in prepared]
             pad = (0, frames.shape[-1] - width, 0, frames.shape[-2] - height, 0, 0)
             pixels = F.pad(torch.stack([p for _, p in prepared]), pad, mode="replicate")
@@ -251,9 +243,7 @@ class VideoRefinePipeline(FamilyPipeline):
             fps = None
         return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps)
 
-    def _predict(
-        self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list
-    ) -> torch.Tensor:
+    def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
         """Velocity of all frames: windows blended with weights that fall off towards their ends."""
         inputs = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
         if len(windows) == 1:
@@ -281,9 +271,7 @@ def as_videos(video: Any) -> torch.Tensor:
         if tensor.ndim != 4 or tensor.shape[0] != 3 or 0 in tensor.shape:
             raise ValueError(f"video: expected (3 f h w), got shape {tuple(tensor.shape)}")
         if tensor.shape != tensors[0].shape:
-            raise ValueError(
-                "video: videos of one call must have the same length and size; refine them one by one"
-            )
+            raise ValueError("video: videos of one call must have the same length and size; refine them one by one")
         if not torch.isfinite(tensor).all():
             raise ValueError("video: holds NaN or infinity")
         if tensor.abs().max() > 1.1:

@@ -95,17 +95,13 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
         elif self.config.timestep_spacing == "leading":
             schedule = [self.config.steps_offset + k * stride for k in range(num_inference_steps)][::-1]
         else:
-            schedule = [
-                round(total - k * total / num_inference_steps) - 1 for k in range(num_inference_steps)
-            ]
+            schedule = [round(total - k * total / num_inference_steps) - 1 for k in range(num_inference_steps)]
         self._schedule = [min(t, total - 1) for t in schedule]
         self._step_index = None
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(self._schedule, dtype=torch.int64, device=device)
 
-    def scale_model_input(
-        self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """The sample itself: it is variance preserving, as the model expects."""
         return sample
 
@@ -155,9 +151,7 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, original
         return StepOutput(prev_sample=prev_sample, pred_original_sample=original)
 
-    def inversion_timesteps(
-        self, num_inference_steps: int, end_timestep: int | None = None
-    ) -> list[tuple[int, int]]:
+    def inversion_timesteps(self, num_inference_steps: int, end_timestep: int | None = None) -> list[tuple[int, int]]:
         """Pairs (timestep, next_timestep) that take a clean sample to noise with `invert_step`.
 
         Timesteps rise from 0 by stride = levels // num_inference_steps, so that the pairs are more than asked
@@ -186,9 +180,7 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
         """
         total = self.config.num_train_timesteps
         if not 0 <= timestep < next_timestep <= total:
-            raise ValueError(
-                f"timestep is {timestep}, next_timestep {next_timestep}; they rise within 0 to {total}"
-            )
+            raise ValueError(f"timestep is {timestep}, next_timestep {next_timestep}; they rise within 0 to {total}")
         original, epsilon = self._predict(model_output, timestep, sample)
         alpha_bar_next = self.alphas_cumprod[next_timestep].item() if next_timestep < total else 0.0
         next_sample = math.sqrt(alpha_bar_next) * original + math.sqrt(1 - alpha_bar_next) * epsilon
@@ -200,9 +192,7 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
         """x_t = alpha x_0 + sigma noise; `timesteps` is one level, or `(b,)` levels for samples `(b ...)`."""
         return diffuse(original_samples, noise, timesteps, self.alphas, self.sigmas)
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
-    ) -> torch.Tensor:
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Training target v = alpha noise - sigma x_0; `sample` is x_0, `timesteps` are as in `add_noise`."""
         return velocity(sample, noise, timesteps, self.alphas, self.sigmas)
 

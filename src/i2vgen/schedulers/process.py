@@ -27,9 +27,7 @@ def compute_dtype(sample: torch.Tensor) -> torch.dtype:
 def timestep_to_int(timestep: int | torch.Tensor) -> int:
     """One timestep as a Python int; ValueError for a tensor that holds several."""
     if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
-        raise ValueError(
-            f"timestep has shape {tuple(timestep.shape)}; a step takes one timestep for the batch"
-        )
+        raise ValueError(f"timestep has shape {tuple(timestep.shape)}; a step takes one timestep for the batch")
     return int(timestep)
 
 
@@ -80,9 +78,7 @@ def step_noise(
             raise ValueError("generator and variance_noise are both given; pass one of them")
         return variance_noise.to(sample.device, dtype)
     if isinstance(generator, list) and len(generator) != len(sample):
-        raise ValueError(
-            f"generator holds {len(generator)} generators for {len(sample)} samples; pass one per sample"
-        )
+        raise ValueError(f"generator holds {len(generator)} generators for {len(sample)} samples; pass one per sample")
     return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 

@@ -56,9 +56,7 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
         if discretization not in DISCRETIZATIONS:
-            raise ValueError(
-                f"discretization is {discretization!r}; choose one of {', '.join(DISCRETIZATIONS)}"
-            )
+            raise ValueError(f"discretization is {discretization!r}; choose one of {', '.join(DISCRETIZATIONS)}")
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta is {eta}; choose a value from 0 (deterministic) to 1")
         self.sigmas = logsnr_cosine_interp_sigmas(num_train_timesteps, scale_min, scale_max)
@@ -105,8 +103,7 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         )
         if not 1 <= num_inference_steps <= self.start_timestep:
             raise ValueError(
-                f"num_inference_steps is {num_inference_steps}; choose from 1 to start_timestep, "
-                f"{self.start_timestep}"
+                f"num_inference_steps is {num_inference_steps}; choose from 1 to start_timestep, {self.start_timestep}"
             )
         times = self._level_times(num_inference_steps)
         self.karras_sigmas = torch.cat([self._karras_sigmas_at(times), torch.zeros(1, dtype=torch.float64)])
@@ -122,9 +119,7 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor([t for t, _, _ in self._evaluations], dtype=torch.int64, device=device)
         self._forget()
 
-    def scale_model_input(
-        self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """The sample itself: it is variance preserving, as the model expects."""
         return sample
 
@@ -186,9 +181,7 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         """x_t = alpha x_0 + sigma noise; `timesteps` is one level, or `(b,)` levels for samples `(b ...)`."""
         return diffuse(original_samples, noise, timesteps, self.alphas, self.sigmas)
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
-    ) -> torch.Tensor:
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Training target v = alpha noise - sigma x_0; `sample` is x_0, `timesteps` are as in `add_noise`."""
         return velocity(sample, noise, timesteps, self.alphas, self.sigmas)
 
@@ -264,9 +257,7 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         if not self._evaluations:
             raise ValueError("timesteps are not chosen yet; call set_timesteps before step")
         if self._step_index == len(self._evaluations):
-            raise ValueError(
-                f"timestep is {timestep}, but the run is complete; call set_timesteps for a new one"
-            )
+            raise ValueError(f"timestep is {timestep}, but the run is complete; call set_timesteps for a new one")
         expected, level, is_corrector = self._evaluations[self._step_index]
         if timestep != expected:
             raise ValueError(

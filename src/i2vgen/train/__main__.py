@@ -9,15 +9,20 @@ from i2vgen.train.loop import Task, fit
 
 
 def make_task(config: TrainConfig) -> Task:
+    """Raises ValueError for a task that is none of ours. Only the chosen task's modules are imported."""
     if config.task == "vae":
-        from i2vgen.train.vae import VAETask as task_class
-    elif config.task == "towers":
-        from i2vgen.train.towers import TowersTask as task_class
-    elif config.task == "denoiser":
-        from i2vgen.train.denoiser import DenoiserTask as task_class
-    else:
-        raise ValueError(f"config: task must be vae, towers or denoiser, got {config.task!r}")
-    return task_class(config)
+        from i2vgen.train.vae import VAETask
+
+        return VAETask(config)
+    if config.task == "towers":
+        from i2vgen.train.towers import TowersTask
+
+        return TowersTask(config)
+    if config.task == "denoiser":
+        from i2vgen.train.denoiser import DenoiserTask
+
+        return DenoiserTask(config)
+    raise ValueError(f"config: task must be vae, towers or denoiser, got {config.task!r}")
 
 
 def main(arguments: list[str] | None = None) -> int:

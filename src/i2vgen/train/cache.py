@@ -94,8 +94,11 @@ class Bucket:
     captions: list[str]
 
 
-def load_cache(folder: str | Path) -> list[Bucket]:
-    """Read a cache folder into buckets by size. Raises ValueError if it holds no clips."""
+def load_cache(folder: str | Path, only_targets: list[str] = ()) -> list[Bucket]:
+    """Read a cache folder into buckets by size, of clips that show nothing but `only_targets` if there are any.
+
+    Raises ValueError if no clip is left.
+    """
     shards: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).glob("clips-*.safetensors")):
         shards.setdefault(path.stem.split("-")[1], []).append(path)
@@ -104,16 +107,15 @@ def load_cache(folder: str | Path) -> list[Bucket]:
     buckets = []
     for paths in shards.values():
         tensors = [load_file(path) for path in paths]
-        captions = [
-            c for path in paths for c in json.loads(path.with_suffix(".json").read_text())["captions"]
-        ]
-        buckets.append(
-            Bucket(
-                torch.cat([t["latents"] for t in tensors]),
-                torch.cat([t["thumbnails"] for t in tensors]),
-                captions,
-            )
-        )
+        texts = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+        captions = [c for text in texts for c in text["captions"]]
+        targets = [t for text in texts for t in text["targets"]]
+        keep = [i for i, t in enumerate(targets) if not only_targets or (t and set(t) <= set(only_targets))]
+        if keep:
+            latents, thumbnails = (torch.cat([t[name] for t in tensors])[keep] for name in ("latents", "thumbnails"))
+            buckets.append(Bucket(latents, thumbnails, [captions[i] for i in keep]))
+    if not buckets:
+        raise ValueError(f"denoiser.only_targets: no clip in {folder} shows only {', '.join(only_targets)}")
     return buckets
 
 

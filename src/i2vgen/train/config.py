@@ -80,9 +80,8 @@ class DenoiserConfig:
     vae_dir: str = ""
     towers_dir: str = ""
     # frames per clip -> share of the batches; optim.batch_size counts clips of 4 frames, longer ones come in fewer
-    frame_weights: dict[str, float] = field(
-        default_factory=lambda: {"4": 0.45, "8": 0.35, "16": 0.15, "1": 0.05}
-    )
+    frame_weights: dict[str, float] = field(default_factory=lambda: {"4": 0.45, "8": 0.35, "16": 0.15, "1": 0.05})
+    only_targets: list[str] = field(default_factory=list)  # train on clips that show nothing but these; [] = all
     max_timestep: int = 999  # the refiner sees 0..599 only
     timestep_power: float = 1.0  # t = max * u^power; below 1 favours high noise
     offset_noise: float = 0.1

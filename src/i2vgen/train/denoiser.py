@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.schedulers.schedules import (
     alphas_cumprod_from_betas,
@@ -19,6 +18,7 @@ from i2vgen.schedulers.schedules import (
     logsnr_cosine_interp_sigmas,
     rescale_zero_terminal_snr,
 )
+from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.train.config import TrainConfig
 
 # frames -> strides that a cached clip of 16 frames offers at that length
@@ -39,15 +39,13 @@ class DenoiserTask:
         self.model.train()
         self.frames = [int(f) for f in self.options.frame_weights]
         if unknown := set(self.frames) - set(STRIDES):
-            raise ValueError(
-                f"denoiser.frame_weights: {sorted(unknown)[0]} frames; known counts: {sorted(STRIDES)}"
-            )
+            raise ValueError(f"denoiser.frame_weights: {sorted(unknown)[0]} frames; known counts: {sorted(STRIDES)}")
         weights = np.array(list(self.options.frame_weights.values()))
         self.frame_shares = weights / weights.sum()
         self.alpha, self.sigma = noise_levels(self.options.stage)
 
-        self.buckets = load_cache(Path(config.data.cache_dir) / "train")
-        self.val_buckets = load_cache(Path(config.data.cache_dir) / "test")
+        self.buckets = load_cache(Path(config.data.cache_dir) / "train", self.options.only_targets)
+        self.val_buckets = load_cache(Path(config.data.cache_dir) / "test", self.options.only_targets)
         if self.model.config.use_still_prior:
             self.model.set_still_prior(self.alpha, self.sigma, self._still_variances())
         self.towers = Towers(self.options.towers_dir)
@@ -87,21 +85,15 @@ class DenoiserTask:
             "text": torch.where(torch.from_numpy(drop_text)[:, None, None], empty_text, text[chosen].float()),
             "image": image[chosen].float() * ~torch.from_numpy(drop_image)[:, None],
             "fps": torch.full((len(rows),), self.config.data.fps / stride),
-            "t": torch.from_numpy(
-                np.minimum(options.max_timestep, u * (options.max_timestep + 1)).astype(np.int64)
-            ),
+            "t": torch.from_numpy(np.minimum(options.max_timestep, u * (options.max_timestep + 1)).astype(np.int64)),
         }
 
-    def _predict(
-        self, batch: dict[str, torch.Tensor], generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _predict(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted and true velocity (b c f h w)."""
         latents, t = batch["latents"], batch["t"]
         noise = torch.randn(latents.shape, generator=generator)
         # one draw a channel and frame, so that the mean brightness is noised too
-        noise = noise + self.options.offset_noise * torch.randn(
-            (*latents.shape[:3], 1, 1), generator=generator
-        )
+        noise = noise + self.options.offset_noise * torch.randn((*latents.shape[:3], 1, 1), generator=generator)
         alpha, sigma = (x[t][:, None, None, None, None] for x in (self.alpha, self.sigma))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.dtype == "bfloat16"):
             velocity = self.model(

@@ -9,6 +9,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,24 +56,20 @@ def fit(task: Task, config: TrainConfig) -> None:
 
     started, window, window_start = time.monotonic(), [], time.monotonic()
     batches = _prefetch(task, step, optim.num_steps)
-    bar = tqdm(
-        total=optim.num_steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True, mininterval=5
-    )
+    bar = tqdm(total=optim.num_steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True, mininterval=5)
     with open(run_dir / "log.jsonl", "a") as log:
 
         def report(record: dict) -> None:
             log.write(json.dumps(record) + "\n")
             log.flush()
 
-        for step, batch in batches:  # noqa: B007
+        for step, batch in batches:
             rate = _learning_rate(step, optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, metrics = task.loss(batch, step)
             if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"loss is {loss.item()} at step {step}; the last checkpoint in {run_dir} is good"
-                )
+                raise RuntimeError(f"loss is {loss.item()} at step {step}; the last checkpoint in {run_dir} is good")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
@@ -84,8 +82,7 @@ def fit(task: Task, config: TrainConfig) -> None:
             bar.update(1)
             if done % config.run.log_every == 0:
                 means = {
-                    k: sum(m[k] for m in window if k in m) / sum(k in m for m in window)
-                    for k in set().union(*window)
+                    k: sum(m[k] for m in window if k in m) / sum(k in m for m in window) for k in set().union(*window)
                 }
                 pace = (time.monotonic() - window_start) / len(window)
                 report(
@@ -142,26 +139,22 @@ def _prefetch(task: Task, first: int, last: int, depth: int = 3):
         yield item
 
 
-class _swapped:
+@contextmanager
+def _swapped(parameters: list[torch.Tensor], ema: list[torch.Tensor]) -> Iterator[None]:
     """Within the block the parameters hold the EMA weights."""
 
-    def __init__(self, parameters: list[torch.Tensor], ema: list[torch.Tensor]):
-        self.parameters, self.ema = parameters, ema
-
-    def _swap(self) -> None:
-        for p, e in zip(self.parameters, self.ema, strict=True):
+    def swap() -> None:
+        for p, e in zip(parameters, ema, strict=True):
             p.data, e.data = e.data, p.data
 
-    def __enter__(self) -> None:
-        self._swap()
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
-    def __exit__(self, *exc: object) -> None:
-        self._swap()
 
-
-def _save_checkpoint(
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list
-) -> None:
+def _save_checkpoint(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list) -> None:
     state = {
         "step": step,
         "model": model.state_dict(),

@@ -31,17 +31,13 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int, folder: 
     state = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(state["vocab"], key=state["vocab"].get)
     # CLIP needs every byte at the end of a word too
-    tokens += [
-        b + "</w>" for b in sorted(pre_tokenizers.ByteLevel.alphabet()) if b + "</w>" not in state["vocab"]
-    ]
+    tokens += [b + "</w>" for b in sorted(pre_tokenizers.ByteLevel.alphabet()) if b + "</w>" not in state["vocab"]]
     tokens += [START, END]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
     merges = [m if isinstance(m, str) else " ".join(m) for m in state["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    result = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length
-    )
+    result = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length)
     result.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 

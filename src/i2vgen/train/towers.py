@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from i2vgen.data import captions as words
-from i2vgen.train.cache import THUMBNAIL, thumbnail
 from i2vgen.data.motion import TARGET_NAMES, ClipMaker
 from i2vgen.data.pack import Pack
+from i2vgen.train.cache import THUMBNAIL, thumbnail
 from i2vgen.train.config import TrainConfig
 from i2vgen.train.tokenizer import train_tokenizer
 
@@ -47,9 +47,7 @@ class TowersTask:
             Path(config.run.dir) / "tokenizer",
         )
         ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
-        text_config = CLIPTextConfig(
-            vocab_size=len(self.tokenizer), pad_token_id=ids["eos_token_id"], **ids, **text
-        )
+        text_config = CLIPTextConfig(vocab_size=len(self.tokenizer), pad_token_id=ids["eos_token_id"], **ids, **text)
         vision_config = CLIPVisionConfig(image_size=THUMBNAIL, **config.towers.vision)
         width = vision_config.projection_dim
         self.model = nn.ModuleDict(
@@ -66,11 +64,7 @@ class TowersTask:
 
     def _texts(self) -> list[str]:
         pack = self.train.pack
-        texts = (
-            [p.caption for p in pack.photos]
-            + [s.caption for s in pack.sprites]
-            + [s.caption for s in pack.shots]
-        )
+        texts = [p.caption for p in pack.photos] + [s.caption for s in pack.sprites] + [s.caption for s in pack.shots]
         rng = np.random.default_rng(0)
         for name in words.CAMERA_PHRASES:
             for speed in words.SPEED_WORDS:

@@ -40,9 +40,7 @@ class VAETask:
         """Start from the principal components of patches, with gains between pixel scale and unit variance."""
         rng = np.random.default_rng([self.config.run.seed, 1])
         crops = torch.from_numpy(np.stack([self._crop(rng) for _ in range(400)])).permute(0, 3, 1, 2)
-        patches = (
-            F.unfold(crops.double().div(127.5).sub(1), PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 192)
-        )
+        patches = F.unfold(crops.double().div(127.5).sub(1), PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 192)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         order = values.argsort(descending=True)[: self.model.config.latent_channels]
         gains = values[order].clamp_min(1e-8) ** -0.25
@@ -60,15 +58,11 @@ class VAETask:
         side = int(np.exp(rng.uniform(np.log(min(size, short)), np.log(short))))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         crop = source[top : top + side, left : left + side]
-        crop = cv2.resize(
-            crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-        )
+        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
         if kind > 0.93:
             sprite = self.pack.sprites[rng.integers(len(self.pack.sprites))].image
             scale = size * rng.uniform(0.4, 0.95) / max(sprite.shape[:2])
-            sprite = cv2.resize(sprite, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(
-                np.float32
-            )
+            sprite = cv2.resize(sprite, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
             h, w = sprite.shape[:2]
             y, x = rng.integers(size - h + 1), rng.integers(size - w + 1)
             alpha = sprite[..., 3:] / 255
