@@ -12,9 +12,6 @@ from torch.nn import functional as F
 from i2vgen.models.attention import Attention, FeedForward
 
 
-SECONDS_DIM = 64
-
-
 def sinusoidal_embedding(values: torch.Tensor, dim: int) -> torch.Tensor:
     """(b) -> (b dim) float32: cosines, then sines, of `values` times 10000^(-i / (dim / 2))."""
     half = dim // 2
@@ -89,25 +86,3 @@ def local_token_encoder(channels: int, context_dim: int) -> nn.Sequential:
 
 def two_layer(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim))
-
-
-class MotionEmbedding(nn.Module):
-    """How far a frame should have moved: from the mean of the text tokens and the seconds since the image."""
-
-    def __init__(self, context_dim: int, dim: int):
-        super().__init__()
-        self.text = nn.Linear(context_dim, dim)
-        self.seconds = nn.Linear(SECONDS_DIM, dim)
-        self.mix = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """`text` (b n d), `fps` (b) -> (b f dim)."""
-        frames = torch.arange(num_frames, device=text.device)
-        seconds = frames[None] / fps.float()[:, None]
-        waves = sinusoidal_embedding(250 * seconds.flatten(), SECONDS_DIM).to(text.dtype)
-        place = self.seconds(waves).view(len(text), num_frames, -1)
-        x = F.silu(place + self.text(text.mean(dim=1))[:, None])
-        return self.out(F.silu(self.mix(x)))

@@ -18,7 +18,6 @@ from i2vgen.models.attention import TemporalTransformer
 from i2vgen.models.blocks import Downsample, Level, MidBlock, Upsample, amplify_decoder
 from i2vgen.models.conditioning import (
     ContentTemporalEncoder,
-    MotionEmbedding,
     TimestepEmbedding,
     content_projection,
     local_token_encoder,
@@ -26,9 +25,7 @@ from i2vgen.models.conditioning import (
     two_layer,
     with_frame_planes,
 )
-
-NUM_TIMESTEPS = 1000
-STILL_SAMPLES = 16  # the still prior knows two seconds, in eighths
+from i2vgen.models.prior import MotionEmbedding, MotionPrior
 
 
 @dataclass
@@ -46,7 +43,8 @@ class Conditions:
     content: torch.Tensor | None  # (b c f h w)
     fps_embedding: torch.Tensor | None  # (b d)
     motion: torch.Tensor | None = None  # (b f d), added to the time embedding
-    still: tuple[torch.Tensor, torch.Tensor] | None = None  # image latents (b c 1 h w) and fps (b)
+    moved: torch.Tensor | None = None  # (b c f h w), the image latents where the motion prior puts them
+    fps: torch.Tensor | None = None  # (b)
 
 
 class I2VGenXLUNet(ModelMixin, ConfigMixin):
@@ -63,12 +61,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             weights are trained so; diffusers' port has 1.0.
         has_odd_height: the refiners' padding, for latent heights of 2 mod 8 (720 px: 90 rows).
         use_decoder_edits: sr600's gains in the first two decoder layers.
-        use_still_prior: add to the output the best linear guess of the velocity from the sample and the image
-            latents, see `set_still_prior`. Small networks otherwise spend most of their training on learning to
-            copy their inputs through; the released ones do without.
-        use_motion_embedding: tell every residual block, through the time embedding, what the text asks of each frame
-            (`MotionEmbedding`). In the released networks text comes in by cross-attention alone; a small network
-            trained briefly does not find it there.
+        use_motion_prior: nano's `MotionPrior` and `MotionEmbedding`. The released networks learn motion by
+            cross-attention to the text alone, from millions of videos; nano has two hours.
         dropout: in training, in residual blocks and temporal convolutions.
     """
 
@@ -97,15 +91,12 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         image_latents_scale: float = 2.0,
         has_odd_height: bool = False,
         use_decoder_edits: bool = False,
-        use_still_prior: bool = False,
-        use_motion_embedding: bool = False,
+        use_motion_prior: bool = False,
         dropout: float = 0.1,
     ):
         super().__init__()
-        if use_still_prior and not (use_image_latents and use_fps):
-            raise ValueError("use_still_prior: needs use_image_latents and use_fps")
-        if use_motion_embedding and not use_fps:
-            raise ValueError("use_motion_embedding: needs use_fps")
+        if use_motion_prior and not (use_image_latents and use_fps):
+            raise ValueError("use_motion_prior: needs use_image_latents and use_fps")
         _check_config(down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups)
         first, last = block_out_channels[0], block_out_channels[-1]
         time_dim = 4 * first
@@ -122,7 +113,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             self.image_latents_temporal_encoder = ContentTemporalEncoder(in_channels)
             self.image_latents_context_embedding = local_token_encoder(in_channels, cross_attention_dim)
 
-        if use_motion_embedding:
+        if use_motion_prior:
+            self.motion_prior = MotionPrior(cross_attention_dim, in_channels)
             self.motion_embedding = MotionEmbedding(cross_attention_dim, time_dim)
 
         # in
@@ -158,34 +150,6 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
-        if use_still_prior:
-            self.register_buffer("still_levels", torch.zeros(2, NUM_TIMESTEPS))
-            self.register_buffer("still_variances", torch.zeros(STILL_SAMPLES, out_channels))
-
-    @torch.no_grad()
-    def set_still_prior(self, alpha: torch.Tensor, sigma: torch.Tensor, variances: torch.Tensor) -> None:
-        """Fill in the still prior: the schedule's alpha and sigma (1000), and `variances` (16 c), the mean square
-        of what a frame 0, 1, ... 15 eighths of a second after the image differs from it by, in latents."""
-        self.still_levels.copy_(torch.stack([alpha, sigma]))
-        self.still_variances.copy_(variances)
-
-    def _still_velocity(
-        self, sample: torch.Tensor, image_latents: torch.Tensor, t: torch.Tensor, fps: torch.Tensor
-    ) -> torch.Tensor:
-        """Velocity (b c f h w), float32, of a video that stands still but for unknown differences.
-
-        With x_0 ~ N(z, s^2) around the image latents z, the mean velocity given x_t is
-        -sigma z + alpha sigma (1 - s^2) / (alpha^2 s^2 + sigma^2) (x_t - alpha z).
-        """
-        frames = torch.arange(sample.shape[2], device=sample.device)
-        elapsed = (8 * frames[None] / fps.float()[:, None]).clamp_max(STILL_SAMPLES - 1)  # (b f)
-        before, after = self.still_variances.float()[elapsed.floor().long()], elapsed.ceil().long()
-        variances = torch.lerp(before, self.still_variances.float()[after], elapsed.frac()[..., None])
-        s2 = rearrange(variances, "b f c -> b c f 1 1")
-        alpha, sigma = self.still_levels.float()[:, t, None, None, None, None]
-        gain = alpha * sigma * (1 - s2) / (alpha**2 * s2 + sigma**2).clamp_min(1e-8)
-        image = image_latents.float()
-        return gain * (sample.float() - alpha * image) - sigma * image
 
     @apply_forward_hook  # offloading moves the weights before this too, not before `forward` alone
     def encode_conditions(
@@ -195,16 +159,18 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         image_embeddings: torch.Tensor | None = None,
         image_latents: torch.Tensor | None = None,
         fps: torch.Tensor | None = None,
+        moved: torch.Tensor | None = None,
     ) -> Conditions:
         """Compute once what is the same in every step.
 
         encoder_hidden_states (b n d) text tokens; image_embeddings (b 1 d) or (b d), or None to leave the
         global tokens out; image_latents (b c h w), (b c 1 h w), or (b c f h w) with the frame planes already
-        in place; fps (b). Raises ValueError if a condition that the configuration has is missing.
+        in place; fps (b); moved: the moved latents of another call, so that the branch without text shares the
+        motion of the one with text. Raises ValueError if a condition that the configuration has is missing.
         """
         config = self.config
         tokens = [] if encoder_hidden_states is None else [encoder_hidden_states]
-        content = fps_embedding = None
+        content = fps_embedding = motion = None
         if config.use_image_latents:
             if image_latents is None:
                 raise ValueError("image_latents: this UNet is conditioned on image latents, got None")
@@ -212,7 +178,13 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
                 image_latents = image_latents.unsqueeze(2)
             local = self.image_latents_context_embedding(image_latents[:, :, 0])
             tokens.append(rearrange(local, "b d h w -> b (h w) d"))
-            content = self._content_features(image_latents, num_frames)
+            if config.use_motion_prior:
+                if encoder_hidden_states is None or fps is None:
+                    raise ValueError("encoder_hidden_states, fps: this UNet reads its motion from them, got None")
+                motion = self.motion_embedding(encoder_hidden_states, fps, num_frames)
+                if moved is None:
+                    moved = self.motion_prior.move(image_latents[:, :, :1], encoder_hidden_states, fps, num_frames)
+            content = self._content_features(image_latents if moved is None else moved, num_frames)
         if config.use_image_embeddings and image_embeddings is not None:
             embedded = self.context_embedding(image_embeddings.reshape(len(image_embeddings), -1))
             tokens.append(embedded.view(len(embedded), config.num_image_tokens, config.cross_attention_dim))
@@ -221,15 +193,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
                 raise ValueError("fps: this UNet is conditioned on the frame rate, got None")
             embedding = sinusoidal_embedding(fps, config.block_out_channels[0])
             fps_embedding = self.fps_embedding(embedding.to(self.dtype))
-        motion = None
-        if config.use_motion_embedding:
-            if encoder_hidden_states is None:
-                raise ValueError("encoder_hidden_states: this UNet reads motion from the text, got None")
-            motion = self.motion_embedding(encoder_hidden_states, fps, num_frames)
         if not tokens:
             raise ValueError("encoder_hidden_states: nothing to attend to (no text, no image)")
-        still = (image_latents[:, :, :1], fps) if config.use_still_prior else None
-        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, motion, still)
+        return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, motion, moved, fps)
 
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
         if image_latents.shape[2] != num_frames:
@@ -308,10 +274,9 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         # out
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = rearrange(x, "(b f) c h w -> b c f h w", b=b)
-        if conditions.still is not None:
-            x = (x.float() + self._still_velocity(sample, conditions.still[0], t.long(), conditions.still[1])).to(
-                sample.dtype
-            )
+        if conditions.moved is not None:
+            prior = self.motion_prior.velocity(sample, conditions.moved, t.long(), conditions.fps)
+            x = (x.float() + prior).to(sample.dtype)
         return UNetOutput(sample=x) if return_dict else (x,)
 
     def check_latent_size(self, height: int, width: int) -> None:

@@ -203,7 +203,9 @@ class I2VGenXLPipeline(FamilyPipeline):
         if use_guidance:
             nothing = torch.zeros_like(image_embeddings)
             conditions.append(
-                self.unet.encode_conditions(options.num_frames, negative_prompt_embeds, nothing, image_latents, fps)
+                self.unet.encode_conditions(
+                    options.num_frames, negative_prompt_embeds, nothing, image_latents, fps, conditions[0].moved
+                )
             )
 
         # 6. Denoise

@@ -157,7 +157,8 @@ class VideoRefinePipeline(FamilyPipeline):
 
         # later windows of a long video start from their own first frame, not from the image
         windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
-        anchors = [image_latents] + [latents[:, :, start : start + 1].to(dtype) for start, _ in windows[1:]]
+        parts = [latents[:, :, start:stop].to(dtype) for start, stop in windows]
+        anchors = [image_latents] + [part[:, :, :1] for part in parts[1:]]
 
         # 5. Noise
         self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
@@ -167,13 +168,19 @@ class VideoRefinePipeline(FamilyPipeline):
 
         # 6. Denoise, long videos in overlapping windows
         fps = torch.full((count,), target_fps, device=device)
-        conditions = [
-            [
-                self._conditions(w, e.to(device, dtype), image_embeddings, anchor, fps, i == 1)
-                for w, anchor in zip(windows, anchors, strict=True)
-            ]
-            for i, e in enumerate(embeds)
-        ]
+        if not self.unet.config.use_fps:
+            fps = None
+        conditions = [[] for _ in embeds]
+        for part, anchor in zip(parts, anchors, strict=True):
+            # a motion prior is for the photo that the video was made from; else the video says where things are
+            moved = part if self.unet.config.use_motion_prior and image is None else None
+            for branch, prompt_embeds in enumerate(embeds):
+                embedding = image_embeddings if branch == 0 or image_embeddings is None else 0 * image_embeddings
+                branch_conditions = self.unet.encode_conditions(
+                    part.shape[2], prompt_embeds.to(device, dtype), embedding, anchor, fps, moved
+                )
+                moved = branch_conditions.moved
+                conditions[branch].append(branch_conditions)
         step = step_options(self.scheduler, generator=None if generator is None else generators)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for index, t in enumerate(self.scheduler.timesteps):
@@ -234,14 +241,6 @@ class VideoRefinePipeline(FamilyPipeline):
             pixels = F.pad(torch.stack([p for _, p in prepared]), pad, mode="replicate")
         embeddings = encode_images_clip(self.feature_extractor, self.image_encoder, pictures, width, False)
         return encode_pixels(self.vae, pixels, generators), embeddings
-
-    def _conditions(self, window, prompt_embeds, image_embeddings, image_latents, fps, is_unconditional):
-        if is_unconditional and image_embeddings is not None:
-            image_embeddings = torch.zeros_like(image_embeddings)
-        start, stop = window
-        if not self.unet.config.use_fps:
-            fps = None
-        return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps)
 
     def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
         """Velocity of all frames: windows blended with weights that fall off towards their ends."""

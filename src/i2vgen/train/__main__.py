@@ -18,11 +18,15 @@ def make_task(config: TrainConfig) -> Task:
         from i2vgen.train.towers import TowersTask
 
         return TowersTask(config)
+    if config.task == "motion_prior":
+        from i2vgen.train.motion_prior import MotionPriorTask
+
+        return MotionPriorTask(config)
     if config.task == "denoiser":
         from i2vgen.train.denoiser import DenoiserTask
 
         return DenoiserTask(config)
-    raise ValueError(f"config: task must be vae, towers or denoiser, got {config.task!r}")
+    raise ValueError(f"config: task must be vae, towers, motion_prior or denoiser, got {config.task!r}")
 
 
 def main(arguments: list[str] | None = None) -> int:

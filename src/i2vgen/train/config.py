@@ -79,6 +79,7 @@ class DenoiserConfig:
     model: dict[str, Any] = field(default_factory=dict)  # I2VGenXLUNet keyword arguments
     vae_dir: str = ""
     towers_dir: str = ""
+    prior_dir: str = ""  # of the motion prior, for a model that has one
     # frames per clip -> share of the batches; optim.batch_size counts clips of 4 frames, longer ones come in fewer
     frame_weights: dict[str, float] = field(default_factory=lambda: {"4": 0.45, "8": 0.35, "16": 0.15, "1": 0.05})
     only_targets: list[str] = field(default_factory=list)  # train on clips that show nothing but these; [] = all
@@ -92,7 +93,7 @@ class DenoiserConfig:
 
 @dataclass
 class TrainConfig:
-    task: str = "base"  # "vae" | "towers" | "denoiser"
+    task: str = "base"  # "vae" | "towers" | "motion_prior" | "denoiser"
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.schedulers.schedules import (
@@ -18,8 +17,10 @@ from i2vgen.schedulers.schedules import (
     logsnr_cosine_interp_sigmas,
     rescale_zero_terminal_snr,
 )
-from i2vgen.train.cache import Bucket, load_cache
+from i2vgen.train.cache import load_cache
 from i2vgen.train.config import TrainConfig
+from i2vgen.train.motion_prior import PRIOR_FILE, residual_variances
+from i2vgen.train.tower_reading import Towers
 
 # frames -> strides that a cached clip of 16 frames offers at that length
 STRIDES = {1: [1], 4: [4, 5, 5], 6: [3], 8: [1, 2, 2], 16: [1]}
@@ -46,18 +47,20 @@ class DenoiserTask:
 
         self.buckets = load_cache(Path(config.data.cache_dir) / "train", self.options.only_targets)
         self.val_buckets = load_cache(Path(config.data.cache_dir) / "test", self.options.only_targets)
-        if self.model.config.use_still_prior:
-            self.model.set_still_prior(self.alpha, self.sigma, self._still_variances())
         self.towers = Towers(self.options.towers_dir)
         self.embeddings = [self.towers.embed(b) for b in self.buckets]
         self.val_embeddings = [self.towers.embed(b) for b in self.val_buckets]
+        if self.model.config.use_motion_prior:
+            self._set_motion_prior()
         counts = np.array([len(b.captions) for b in self.buckets], float)
         self.bucket_shares = counts / counts.sum()
 
-    def _still_variances(self) -> torch.Tensor:
-        """(f c): mean square of what the frames of a clip differ from its first by."""
-        clips = [b.latents[:400].float() for b in self.buckets]
-        return torch.stack([(c - c[:, :1]).square().mean(dim=(0, 3, 4)) for c in clips]).mean(0)
+    def _set_motion_prior(self) -> None:
+        """Take over the trained motion prior, frozen, with the schedule of this stage."""
+        prior = self.model.motion_prior
+        prior.load_state_dict(load_file(Path(self.options.prior_dir) / PRIOR_FILE))
+        prior.requires_grad_(False)
+        prior.set_statistics(self.alpha, self.sigma, residual_variances(prior, self.buckets, self.embeddings))
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         options = self.options
@@ -82,6 +85,7 @@ class DenoiserTask:
         u = rng.random(len(rows)) ** options.timestep_power
         return {
             "latents": latents.float().transpose(1, 2),
+            "full_text": text[chosen].float(),
             "text": torch.where(torch.from_numpy(drop_text)[:, None, None], empty_text, text[chosen].float()),
             "image": image[chosen].float() * ~torch.from_numpy(drop_image)[:, None],
             "fps": torch.full((len(rows),), self.config.data.fps / stride),
@@ -95,15 +99,15 @@ class DenoiserTask:
         # one draw a channel and frame, so that the mean brightness is noised too
         noise = noise + self.options.offset_noise * torch.randn((*latents.shape[:3], 1, 1), generator=generator)
         alpha, sigma = (x[t][:, None, None, None, None] for x in (self.alpha, self.sigma))
+        image_latents, moved = latents[:, :, :1], None
+        if self.model.config.use_motion_prior:  # both guidance branches share it, so text dropout leaves it
+            full_text = batch.get("full_text", batch["text"])
+            moved = self.model.motion_prior.move(image_latents, full_text, batch["fps"], latents.shape[2])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.dtype == "bfloat16"):
-            velocity = self.model(
-                alpha * latents + sigma * noise,
-                t,
-                fps=batch["fps"],
-                image_latents=latents[:, :, :1],
-                image_embeddings=batch["image"],
-                encoder_hidden_states=batch["text"],
-            ).sample
+            conditions = self.model.encode_conditions(
+                latents.shape[2], batch["text"], batch["image"], image_latents, batch["fps"], moved
+            )
+            velocity = self.model(alpha * latents + sigma * noise, t, conditions=conditions).sample
         return velocity.float(), alpha * noise - sigma * latents
 
     def loss(self, batch: dict[str, torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -147,35 +151,3 @@ def noise_levels(stage: str) -> tuple[torch.Tensor, torch.Tensor]:
         return alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
     sigmas = logsnr_cosine_interp_sigmas()
     return alphas_from_sigmas(sigmas), sigmas
-
-
-class Towers:
-    """The frozen text and image towers, read as the pipelines read them."""
-
-    def __init__(self, folder: str):
-        root = Path(folder)
-        self.tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(root / "text_encoder").eval()
-        self.vision = CLIPVisionModelWithProjection.from_pretrained(root / "image_encoder").eval()
-        processor = CLIPImageProcessor.from_pretrained(root / "feature_extractor")
-        self.mean = torch.tensor(processor.image_mean)[:, None, None]
-        self.std = torch.tensor(processor.image_std)[:, None, None]
-        self.empty_text = self.encode_text([""])[0]
-
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """(b n d): one layer before the last, through the final norm."""
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        hidden = self.text(tokens, output_hidden_states=True).hidden_states[-2]
-        return getattr(self.text, "text_model", self.text).final_layer_norm(hidden)
-
-    @torch.no_grad()
-    def embed(self, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text tokens (k n d) and image embeddings (k d) of all clips, float16."""
-        texts, images = [], []
-        for start in tqdm(range(0, len(bucket.captions), 256), desc="embedding captions", leave=False):
-            rows = slice(start, start + 256)
-            texts.append(self.encode_text(bucket.captions[rows]).half())
-            pixels = (bucket.thumbnails[rows].float() / 255 - self.mean) / self.std
-            images.append(self.vision(pixels).image_embeds.half())
-        return torch.cat(texts), torch.cat(images)

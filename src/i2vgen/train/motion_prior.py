@@ -1,0 +1,80 @@
+"""Training of nano's motion prior: the image latents, moved as the text says, should land on the later frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from i2vgen.models.prior import VARIANCE_SAMPLES, MotionPrior
+from i2vgen.train.cache import Bucket, load_cache
+from i2vgen.train.config import TrainConfig
+from i2vgen.train.tower_reading import Towers
+
+PRIOR_FILE = "motion_prior.safetensors"
+NUM_FRAMES = 4
+
+
+class MotionPriorTask:
+    """Photometric: no motion is told, only the mean square between moved latents and the clip's counts."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, options = config, config.denoiser
+        torch.manual_seed(config.run.seed)
+        towers = Towers(options.towers_dir)
+        self.buckets = load_cache(Path(config.data.cache_dir) / "train", options.only_targets)
+        self.val_buckets = load_cache(Path(config.data.cache_dir) / "test", options.only_targets)
+        self.embeddings = [towers.embed(b) for b in self.buckets]
+        self.val_embeddings = [towers.embed(b) for b in self.val_buckets]
+        channels = self.buckets[0].latents.shape[2]
+        self.model = MotionPrior(towers.empty_text.shape[-1], channels)
+        counts = np.array([len(b.captions) for b in self.buckets], float)
+        self.shares = counts / counts.sum()
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (b f c h w), text (b n d), fps (b)."""
+        rng = np.random.default_rng([self.config.run.seed, 5, step])
+        index = int(rng.choice(len(self.buckets), p=self.shares))
+        bucket = self.buckets[index]
+        rows = torch.from_numpy(rng.integers(len(bucket.captions), size=self.config.optim.batch_size))
+        stride = int(rng.integers(1, 6))
+        frames = torch.arange(NUM_FRAMES) * stride
+        fps = torch.full((len(rows),), self.config.data.fps / stride)
+        return bucket.latents[rows][:, frames].float(), self.embeddings[index][0][rows].float(), fps
+
+    def loss(self, batch: tuple, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        latents, text, fps = batch
+        clips = latents.transpose(1, 2)
+        moved = self.model.move(clips[:, :, :1], text, fps, clips.shape[2])
+        # the first, smoothest channels guide the match; all count
+        loss = (moved - clips)[:, :, 1:].square().mean()
+        still = (clips[:, :, :1] - clips)[:, :, 1:].square().mean()
+        return loss, {"loss": loss.item(), "of_still": (loss / still).item()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        errors, stills = [], []
+        for bucket, (text, _) in zip(self.val_buckets, self.val_embeddings, strict=True):
+            clips = bucket.latents.float().transpose(1, 2)
+            fps = torch.full((len(clips),), float(self.config.data.fps))
+            moved = self.model.move(clips[:, :, :1], text.float(), fps, clips.shape[2])
+            errors.append((moved - clips).square().mean().item())
+            stills.append((clips[:, :, :1] - clips).square().mean().item())
+        return {"loss": float(np.mean(errors)), "still": float(np.mean(stills))}
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.model.state_dict(), folder / PRIOR_FILE)
+
+
+@torch.no_grad()
+def residual_variances(prior: MotionPrior, buckets: list[Bucket], embeddings: list) -> torch.Tensor:
+    """(16 c): mean square of what the frames of cached clips (16 at 8 fps) differ from the moved image by."""
+    totals = []
+    for bucket, (text, _) in zip(buckets, embeddings, strict=True):
+        clips = bucket.latents[:300].float().transpose(1, 2)
+        moved = prior.move(clips[:, :, :1], text[:300].float(), torch.full((len(clips),), 8.0), VARIANCE_SAMPLES)
+        totals.append((clips - moved).square().mean(dim=(0, 3, 4)).T)
+    return torch.stack(totals).mean(0)
