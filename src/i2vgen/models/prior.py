@@ -43,9 +43,13 @@ class MotionPrior(nn.Module):
         x = F.silu(self.text(text.mean(dim=1)))
         return self.out(F.silu(self.mix(x)))
 
-    def move(self, image_latents: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Image latents (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later."""
-        b, _, _, h, w = image_latents.shape
+    def move(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Image (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later, edges repeated.
+
+        Pixels or latents; latents of 8 x 8 patches turn blocky when moved by parts of a patch, so move pixels and
+        encode them where there is a VAE at hand.
+        """
+        b, _, _, h, w = image.shape
         seconds = torch.arange(num_frames, device=text.device)[None] / fps.float()[:, None]
         pan, tilt, zoom, roll = (self.speeds(text).float()[:, None] * seconds[..., None]).unbind(-1)  # (b f)
         cos, sin, scale = roll.cos(), roll.sin(), torch.exp(-zoom)
@@ -53,12 +57,10 @@ class MotionPrior(nn.Module):
         down = torch.stack([scale * sin * w / h, scale * cos, tilt], dim=-1)
         matrices = rearrange(torch.stack([across, down], dim=2), "b f i j -> (b f) i j")
         grid = F.affine_grid(matrices, (b * num_frames, 1, h, w), align_corners=False)
-        image = image_latents.float().expand(-1, -1, num_frames, -1, -1)
-        moved = F.grid_sample(
-            rearrange(image, "b c f h w -> (b f) c h w"), grid, "bicubic", "border", align_corners=False
-        )
+        frames = rearrange(image.float().expand(-1, -1, num_frames, -1, -1), "b c f h w -> (b f) c h w")
+        moved = F.grid_sample(frames, grid, "bicubic", "border", align_corners=False)
         moved = rearrange(moved, "(b f) c h w -> b c f h w", b=b)
-        return torch.cat([image_latents.float(), moved[:, :, 1:]], dim=2).to(image_latents.dtype)
+        return torch.cat([image.float(), moved[:, :, 1:]], dim=2).to(image.dtype)
 
     def velocity(self, sample: torch.Tensor, mean: torch.Tensor, t: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
         """Mean velocity (b c f h w), float32, given the sample, if x_0 ~ N(m, s^2) around the moved image m:
@@ -77,7 +79,7 @@ class MotionPrior(nn.Module):
 
 
 class MotionEmbedding(nn.Module):
-    """What the text asks of each frame, for the residual blocks: from its mean token and the seconds since the image."""
+    """What the text asks of each frame, for the residual blocks: from its mean token and the time since the image."""
 
     def __init__(self, context_dim: int, dim: int):
         super().__init__()

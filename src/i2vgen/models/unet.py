@@ -197,6 +197,11 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
             raise ValueError("encoder_hidden_states: nothing to attend to (no text, no image)")
         return Conditions(torch.cat(tokens, dim=1), content, fps_embedding, motion, moved, fps)
 
+    @apply_forward_hook
+    def move_image(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Pixels (b 3 1 h w) -> (b 3 f h w) as the motion prior moves them; see `MotionPrior.move`."""
+        return self.motion_prior.move(image, text.to(self.dtype), fps, num_frames)
+
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
         if image_latents.shape[2] != num_frames:
             image_latents = with_frame_planes(image_latents[:, :, :1], num_frames)

@@ -19,6 +19,7 @@ from i2vgen.pipelines.conditioning import (
     decode_latents,
     draw,
     encode_images_clip,
+    encode_moved,
     encode_pixels,
     encode_prompts,
     prepare_image,
@@ -197,8 +198,9 @@ class I2VGenXLPipeline(FamilyPipeline):
 
         # 5. Conditions, the same in every step
         fps = torch.full((len(latents),), options.target_fps, device=device)
+        moved = encode_moved(self.unet, self.vae, pixels, image_latents, prompt_embeds, fps, options.num_frames)
         conditions = [
-            self.unet.encode_conditions(options.num_frames, prompt_embeds, image_embeddings, image_latents, fps)
+            self.unet.encode_conditions(options.num_frames, prompt_embeds, image_embeddings, image_latents, fps, moved)
         ]
         if use_guidance:
             nothing = torch.zeros_like(image_embeddings)

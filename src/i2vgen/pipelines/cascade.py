@@ -219,6 +219,7 @@ class CascadePipeline(FamilyPipeline):
                 guidance_scale=refine_options.guidance_scale,
                 target_fps=options.target_fps,
                 generator=generators,
+                motion_from="prompt" if refine_prompt is None else "video",
                 output_type="pt",
                 fit=fit,
                 callback_on_step_end=_stage_progress("refine", progress),

@@ -21,6 +21,7 @@ from i2vgen.pipelines.conditioning import (
     decode_latents,
     draw,
     encode_images_clip,
+    encode_moved,
     encode_pixels,
     encode_prompts,
     prepare_image,
@@ -88,6 +89,7 @@ class VideoRefinePipeline(FamilyPipeline):
         clip_skip: int | None = 1,
         callback_on_step_end: Callable[..., dict | None] | None = None,
         fit: str = "crop",
+        motion_from: str = "video",
     ) -> I2VGenXLPipelineOutput | tuple:
         """Refine one video or several of the same length and size.
 
@@ -101,6 +103,8 @@ class VideoRefinePipeline(FamilyPipeline):
             target_fps: told to refiners that are conditioned on it.
             generator: as in the base stage.
             fit: how `image` is brought to the size.
+            motion_from: for refiners with a motion prior (nano's), "video", or "prompt" where the video was made
+                from `image` and this very prompt, so that the photo's own detail can be moved.
 
         Raises ValueError naming an argument that is out of range, NonFiniteError if the numbers blow up.
         """
@@ -118,6 +122,8 @@ class VideoRefinePipeline(FamilyPipeline):
             raise ValueError(f"target_fps must be a whole number of at least 1, got {target_fps!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
+        if motion_from not in ("video", "prompt"):
+            raise ValueError(f"motion_from {motion_from!r}: use 'video' or 'prompt'")
         start = self.start_timestep(options, refine_strength)
         videos, image = as_videos(video), as_images(image)
         count = count_videos(prompt=prompt, negative_prompt=negative_prompt, video=list(videos), image=image)
@@ -149,16 +155,19 @@ class VideoRefinePipeline(FamilyPipeline):
         # 4. Image, for refiners that look at it
         image_latents = image_embeddings = None
         if self.unet.config.use_image_latents:
-            image_latents, image_embeddings = self._encode_image(image, frames, height, width, generators, fit)
-            image_latents, image_embeddings = (
-                image_latents.to(device, dtype),
-                image_embeddings.to(device, dtype),
-            )
+            pixels, pictures = self._image_pixels(image, frames, height, width, fit)
+            image_latents = encode_pixels(self.vae, pixels, generators).to(device, dtype)
+            image_embeddings = encode_images_clip(self.feature_extractor, self.image_encoder, pictures, width, False)
+            image_embeddings = image_embeddings.to(device, dtype)
 
-        # later windows of a long video start from their own first frame, not from the image
-        windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
-        parts = [latents[:, :, start:stop].to(dtype) for start, stop in windows]
-        anchors = [image_latents] + [part[:, :, :1] for part in parts[1:]]
+        # with a motion prior: where things are in each frame
+        fps = torch.full((count,), target_fps, device=device) if self.unet.config.use_fps else None
+        moved = None
+        if self.unet.config.use_motion_prior and motion_from == "video":
+            moved = torch.cat([image_latents, latents[:, :, 1:].to(dtype)], dim=2)
+        elif self.unet.config.use_motion_prior:
+            text = embeds[0].to(device, dtype)
+            moved = encode_moved(self.unet, self.vae, pixels, image_latents, text, fps, latents.shape[2])
 
         # 5. Noise
         self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
@@ -167,20 +176,14 @@ class VideoRefinePipeline(FamilyPipeline):
         latents = latents * self.scheduler.init_noise_sigma
 
         # 6. Denoise, long videos in overlapping windows
-        fps = torch.full((count,), target_fps, device=device)
-        if not self.unet.config.use_fps:
-            fps = None
-        conditions = [[] for _ in embeds]
-        for part, anchor in zip(parts, anchors, strict=True):
-            # a motion prior is for the photo that the video was made from; else the video says where things are
-            moved = part if self.unet.config.use_motion_prior and image is None else None
-            for branch, prompt_embeds in enumerate(embeds):
-                embedding = image_embeddings if branch == 0 or image_embeddings is None else 0 * image_embeddings
-                branch_conditions = self.unet.encode_conditions(
-                    part.shape[2], prompt_embeds.to(device, dtype), embedding, anchor, fps, moved
-                )
-                moved = branch_conditions.moved
-                conditions[branch].append(branch_conditions)
+        windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
+        conditions = [
+            [
+                self._conditions(w, e.to(device, dtype), image_embeddings, image_latents, moved, fps, i == 1)
+                for w in windows
+            ]
+            for i, e in enumerate(embeds)
+        ]
         step = step_options(self.scheduler, generator=None if generator is None else generators)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for index, t in enumerate(self.scheduler.timesteps):
@@ -222,15 +225,10 @@ class VideoRefinePipeline(FamilyPipeline):
         columns = math.ceil(math.ceil(width / scale) / factor) * factor
         return rows * scale, columns * scale
 
-    def _encode_image(
-        self,
-        image: Any,
-        frames: torch.Tensor,
-        height: int,
-        width: int,
-        generators: list[torch.Generator | None],
-        fit: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _image_pixels(
+        self, image: Any, frames: torch.Tensor, height: int, width: int, fit: str
+    ) -> tuple[torch.Tensor, list[Image.Image]]:
+        """The source image (b 3 1 h w) in [-1, 1] in the size of `frames`, and as pictures."""
         if image is None:
             pictures = [_first_frame(v[:, :, :height, :width]) for v in frames]
             pixels = frames[:, :, :1]
@@ -239,8 +237,16 @@ class VideoRefinePipeline(FamilyPipeline):
             pictures = [p for p, _ in prepared]
             pad = (0, frames.shape[-1] - width, 0, frames.shape[-2] - height, 0, 0)
             pixels = F.pad(torch.stack([p for _, p in prepared]), pad, mode="replicate")
-        embeddings = encode_images_clip(self.feature_extractor, self.image_encoder, pictures, width, False)
-        return encode_pixels(self.vae, pixels, generators), embeddings
+        return pixels, pictures
+
+    def _conditions(self, window, prompt_embeds, image_embeddings, image_latents, moved, fps, is_unconditional):
+        start, stop = window
+        if moved is not None:
+            moved = moved[:, :, start:stop]
+            image_latents = moved[:, :, :1]  # later windows start from their own first frame, not from the image
+        if is_unconditional and image_embeddings is not None:
+            image_embeddings = torch.zeros_like(image_embeddings)
+        return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps, moved)
 
     def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
         """Velocity of all frames: windows blended with weights that fall off towards their ends."""

@@ -19,7 +19,7 @@ from i2vgen.schedulers.schedules import (
 )
 from i2vgen.train.cache import load_cache
 from i2vgen.train.config import TrainConfig
-from i2vgen.train.motion_prior import PRIOR_FILE, residual_variances
+from i2vgen.train.motion_prior import PRIOR_FILE, PixelMover, residual_variances
 from i2vgen.train.tower_reading import Towers
 
 # frames -> strides that a cached clip of 16 frames offers at that length
@@ -60,7 +60,9 @@ class DenoiserTask:
         prior = self.model.motion_prior
         prior.load_state_dict(load_file(Path(self.options.prior_dir) / PRIOR_FILE))
         prior.requires_grad_(False)
-        prior.set_statistics(self.alpha, self.sigma, residual_variances(prior, self.buckets, self.embeddings))
+        self.mover = PixelMover(prior, self.options.vae_dir)
+        variances = residual_variances(self.mover, self.buckets, self.embeddings)
+        prior.set_statistics(self.alpha, self.sigma, variances)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         options = self.options
@@ -83,12 +85,17 @@ class DenoiserTask:
         drop_image = drop_both | (rng.random(len(rows)) < options.image_dropout)
         empty_text = self.towers.empty_text
         u = rng.random(len(rows)) ** options.timestep_power
+        latents = latents.float().transpose(1, 2)
+        fps = torch.full((len(rows),), self.config.data.fps / stride)
+        moved = {}
+        if self.model.config.use_motion_prior:  # both guidance branches share it, so text dropout leaves it
+            moved = {"moved": self.mover.move(latents[:, :, :1], text[chosen].float(), fps, num_frames)}
         return {
-            "latents": latents.float().transpose(1, 2),
-            "full_text": text[chosen].float(),
+            **moved,
+            "latents": latents,
             "text": torch.where(torch.from_numpy(drop_text)[:, None, None], empty_text, text[chosen].float()),
             "image": image[chosen].float() * ~torch.from_numpy(drop_image)[:, None],
-            "fps": torch.full((len(rows),), self.config.data.fps / stride),
+            "fps": fps,
             "t": torch.from_numpy(np.minimum(options.max_timestep, u * (options.max_timestep + 1)).astype(np.int64)),
         }
 
@@ -99,10 +106,7 @@ class DenoiserTask:
         # one draw a channel and frame, so that the mean brightness is noised too
         noise = noise + self.options.offset_noise * torch.randn((*latents.shape[:3], 1, 1), generator=generator)
         alpha, sigma = (x[t][:, None, None, None, None] for x in (self.alpha, self.sigma))
-        image_latents, moved = latents[:, :, :1], None
-        if self.model.config.use_motion_prior:  # both guidance branches share it, so text dropout leaves it
-            full_text = batch.get("full_text", batch["text"])
-            moved = self.model.motion_prior.move(image_latents, full_text, batch["fps"], latents.shape[2])
+        image_latents, moved = latents[:, :, :1], batch.get("moved")
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.dtype == "bfloat16"):
             conditions = self.model.encode_conditions(
                 latents.shape[2], batch["text"], batch["image"], image_latents, batch["fps"], moved
@@ -124,12 +128,17 @@ class DenoiserTask:
         bucket, (text, image) = self.val_buckets[0], self.val_embeddings[0]
         rows = slice(0, 16)
         latents = bucket.latents[rows].float().transpose(1, 2)
+        fps = torch.full((len(latents),), float(self.config.data.fps))
+        moved = {}
+        if self.model.config.use_motion_prior:
+            moved = {"moved": self.mover.move(latents[:, :, :1], text[rows].float(), fps, latents.shape[2])}
         for t in EVALUATED_TIMESTEPS[self.options.stage]:
             batch = {
+                **moved,
                 "latents": latents,
                 "text": text[rows].float(),
                 "image": image[rows].float(),
-                "fps": torch.full((len(latents),), float(self.config.data.fps)),
+                "fps": fps,
                 "t": torch.full((len(latents),), t),
             }
             predicted, target = self._predict(batch, torch.Generator().manual_seed(t))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import save_file
 
+from i2vgen.models.autoencoder import PatchAutoencoder
 from i2vgen.models.prior import VARIANCE_SAMPLES, MotionPrior
 from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.train.config import TrainConfig
@@ -69,12 +72,37 @@ class MotionPriorTask:
         save_file(self.model.state_dict(), folder / PRIOR_FILE)
 
 
+class PixelMover:
+    """Moves images as the pipelines do: in pixels, encoded afterwards. Cached clips keep latents only, so the
+    image is decoded first."""
+
+    def __init__(self, prior: MotionPrior, vae_dir: str):
+        # a copy, because batches are made in another thread than the one that trains
+        self.prior = copy.deepcopy(prior).eval()
+        self.vae = PatchAutoencoder.from_pretrained(vae_dir).eval()
+
+    @torch.no_grad()
+    def move(self, image_latents: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Image latents (b c 1 h w) -> (b c f h w)."""
+        scale = self.vae.config.scaling_factor
+        with torch.autocast("cpu", torch.bfloat16):
+            pixels = self.vae.decode(image_latents[:, :, 0] / scale).sample.float().clamp(-1, 1)
+        frames = self.prior.move(pixels.unsqueeze(2), text, fps, num_frames)[:, :, 1:]
+        if num_frames == 1:
+            return image_latents
+        flat = rearrange(frames, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            moved = self.vae.encode(flat).latent_dist.mean.float() * scale
+        return torch.cat([image_latents, rearrange(moved, "(b f) c h w -> b c f h w", b=len(pixels))], dim=2)
+
+
 @torch.no_grad()
-def residual_variances(prior: MotionPrior, buckets: list[Bucket], embeddings: list) -> torch.Tensor:
+def residual_variances(mover: PixelMover, buckets: list[Bucket], embeddings: list) -> torch.Tensor:
     """(16 c): mean square of what the frames of cached clips (16 at 8 fps) differ from the moved image by."""
     totals = []
     for bucket, (text, _) in zip(buckets, embeddings, strict=True):
-        clips = bucket.latents[:300].float().transpose(1, 2)
-        moved = prior.move(clips[:, :, :1], text[:300].float(), torch.full((len(clips),), 8.0), VARIANCE_SAMPLES)
+        clips = bucket.latents[:40].float().transpose(1, 2)
+        fps = torch.full((len(clips),), 8.0)
+        moved = mover.move(clips[:, :, :1], text[:40].float(), fps, VARIANCE_SAMPLES)
         totals.append((clips - moved).square().mean(dim=(0, 3, 4)).T)
     return torch.stack(totals).mean(0)
