@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLUNet as DiffusersI2VGenXLUNet
 from PIL import Image, ImageOps
 
@@ -341,9 +342,10 @@ class DiffusersUNet:
     """diffusers' own UNet behind the two calls that the pipeline makes."""
 
     def __init__(self, unet: DiffusersI2VGenXLUNet):
-        self.unet, self.config, self.dtype = unet, unet.config, unet.dtype
+        self.unet, self.dtype = unet, unet.dtype
+        self.config = FrozenDict({**unet.config, "use_motion_prior": False})
 
-    def encode_conditions(self, num_frames, prompt_embeds, image_embeddings, image_latents, fps):
+    def encode_conditions(self, num_frames, prompt_embeds, image_embeddings, image_latents, fps, moved=None):
         return {
             "encoder_hidden_states": prompt_embeds,
             "image_embeddings": image_embeddings,

@@ -253,6 +253,20 @@ num_attention_heads = 2
 patch_size = 16
 projection_dim = 32
 """
+MOTION_TOML = """
+task = "motion_prior"
+[run]
+dir = "{root}/motion_prior"
+evaluate_every = 100
+[data]
+cache_dir = "{root}/cache"
+[optim]
+num_steps = 5
+batch_size = 4
+[denoiser]
+towers_dir = "{root}/towers/export"
+only_targets = ["pan", "tilt", "zoom", "roll", "static"]
+"""
 DENOISER_TOML = """
 task = "denoiser"
 [run]
@@ -274,7 +288,9 @@ stage = "{stage}"
 max_timestep = {last}
 vae_dir = "{root}/vae/export/vae"
 towers_dir = "{root}/towers/export"
+prior_dir = "{root}/motion_prior/export"
 [denoiser.model]
+use_motion_prior = true
 in_channels = 16
 out_channels = 16
 block_out_channels = [32, 32]
@@ -289,7 +305,7 @@ transformer_in_heads = 2
 
 
 def test_every_stage_trains_and_exports(pack_dir: Path, tmp_path: Path) -> None:
-    """VAE, towers, latents, base and refiner, in the order of the recipe, two steps each."""
+    """VAE, towers, latents, motion prior, base and refiner, in the order of the recipe, a few steps each."""
     from i2vgen.train import cache
     from i2vgen.train.__main__ import main
 
@@ -307,7 +323,12 @@ def test_every_stage_trains_and_exports(pack_dir: Path, tmp_path: Path) -> None:
     shard = load_file(next((tmp_path / "cache" / "train").glob("*.safetensors")))
     assert shard["latents"].shape[1:] == (16, 16, 8, 8)
     assert shard["latents"].float().std() == pytest.approx(1.0, abs=0.5)
+    assert main([write("motion_prior", MOTION_TOML)]) == 0
     assert main([base]) == 0
+    trained = load_file(tmp_path / "base" / "export" / "unet" / "diffusion_pytorch_model.safetensors")
+    told = load_file(tmp_path / "motion_prior" / "export" / "motion_prior.safetensors")
+    assert torch.equal(trained["motion_prior.out.weight"], told["out.weight"])  # frozen
+    assert trained["motion_prior.variances"].max() > 0
     refine = write("refine", DENOISER_TOML, stage="refine", last=599)
     assert main([refine, f"run.init_from={tmp_path}/base/export/unet"]) == 0
     assert (tmp_path / "refine" / "export" / "unet" / "diffusion_pytorch_model.safetensors").is_file()

@@ -206,7 +206,7 @@ class I2VGenXLPipeline(FamilyPipeline):
             nothing = torch.zeros_like(image_embeddings)
             conditions.append(
                 self.unet.encode_conditions(
-                    options.num_frames, negative_prompt_embeds, nothing, image_latents, fps, conditions[0].moved
+                    options.num_frames, negative_prompt_embeds, nothing, image_latents, fps, moved
                 )
             )
 
