@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from i2vgen.models.autoencoder import PatchAutoencoder
@@ -26,22 +25,21 @@ def main() -> None:
     vae = arguments.runs / "vae" / "export" / "vae"
     towers = arguments.runs / "towers" / "export"
     refine = arguments.runs / "refine" / "export" / "unet"
-    half = {"torch_dtype": torch.float16}
     cascade = CascadePipeline(
-        vae=PatchAutoencoder.from_pretrained(vae, **half),
+        vae=PatchAutoencoder.from_pretrained(vae).half(),
         text_encoder=CLIPTextModel.from_pretrained(towers / "text_encoder").half(),
         tokenizer=CLIPTokenizer.from_pretrained(towers / "tokenizer"),
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(towers / "image_encoder").half(),
         feature_extractor=CLIPImageProcessor.from_pretrained(towers / "feature_extractor"),
-        unet=I2VGenXLUNet.from_pretrained(arguments.runs / "base" / "export" / "unet", **half),
+        unet=I2VGenXLUNet.from_pretrained(arguments.runs / "base" / "export" / "unet").half(),
         # the schedule is the original's; few steps ask for an even spread from pure noise down to clean
         scheduler=I2VGenDDIMScheduler(timestep_spacing="trailing", final_alpha_cumprod="one"),
-        refine_unet=I2VGenXLUNet.from_pretrained(refine, **half) if refine.is_dir() else None,
-        refine_scheduler=VideoRefineScheduler(**DEFAULTS["refine_scheduler"]) if refine.is_dir() else None,
+        refine_unet=I2VGenXLUNet.from_pretrained(refine).half(),
+        refine_scheduler=VideoRefineScheduler(**DEFAULTS["refine_scheduler"]),
         base_defaults=DEFAULTS["base"],
         refine_defaults=DEFAULTS["refine"],
     )
-    cascade.save_pretrained(arguments.out)
+    cascade.save_pretrained(arguments.out, max_shard_size="15MB")
     size = sum(f.stat().st_size for f in arguments.out.rglob("*") if f.is_file())
     print(f"{arguments.out}: {size / 2**20:.1f} MiB")
 
