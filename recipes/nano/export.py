@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from i2vgen.models.autoencoder import PatchAutoencoder
@@ -15,6 +17,13 @@ from i2vgen.pipelines.loading import NANO_DIR
 from i2vgen.schedulers import I2VGenDDIMScheduler, VideoRefineScheduler
 
 DEFAULTS = json.loads((Path(__file__).parent / "defaults.json").read_text())
+
+
+def prefix_text_keys(path: Path) -> None:
+    """Name the text tower's tensors as transformers 4 does, which transformers 5 reads too, but not the reverse."""
+    prefix = "text_model."
+    tensors = {k if k.startswith(prefix) else prefix + k: v for k, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def main() -> None:
@@ -40,6 +49,12 @@ def main() -> None:
         refine_defaults=DEFAULTS["refine"],
     )
     cascade.save_pretrained(arguments.out, max_shard_size="15MB")
+    # readable by transformers 4 as well as 5
+    prefix_text_keys(arguments.out / "text_encoder" / "model.safetensors")
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(arguments.runs / "towers" / "tokenizer" / name, arguments.out / "tokenizer" / name)
+    for path in (arguments.out / "model_index.json", *(arguments.out / "feature_extractor").glob("*.json")):
+        path.write_text(path.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
     size = sum(f.stat().st_size for f in arguments.out.rglob("*") if f.is_file())
     print(f"{arguments.out}: {size / 2**20:.1f} MiB")
 
