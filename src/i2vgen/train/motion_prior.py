@@ -51,7 +51,6 @@ class MotionPriorTask:
         latents, text, fps = batch
         clips = latents.transpose(1, 2)
         moved = self.model.move(clips[:, :, :1], text, fps, clips.shape[2])
-        # the first, smoothest channels guide the match; all count
         loss = (moved - clips)[:, :, 1:].square().mean()
         still = (clips[:, :, :1] - clips)[:, :, 1:].square().mean()
         return loss, {"loss": loss.item(), "of_still": (loss / still).item()}
