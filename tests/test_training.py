@@ -8,53 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from i2vgen.data.captions import CAMERA_PHRASES
 from i2vgen.data.motion import DURATION, ClipMaker, Move, render_camera, sample_camera
 from i2vgen.data.pack import Pack
 from i2vgen.evaluate.motion import global_motion
-from i2vgen.media import write_video
+from i2vgen.train.checkpoints import saved_steps
 from i2vgen.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig, load_config
 from i2vgen.train.loop import fit
 from i2vgen.train.tokenizer import train_tokenizer
-
-
-def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
-    fine = rng.integers(0, 60, (height, width, 3))
-    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), int) + fine - 30
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def pack_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack with three photos, one cut-out and a film of two shots."""
-    root = tmp_path_factory.mktemp("pack")
-    (root / "film").mkdir()
-    photos = []
-    for index, split in enumerate(["train", "train", "val"]):
-        Image.fromarray(texture(300, 400, index)).save(root / f"p{index}.png")
-        photos.append({"file": f"p{index}.png", "split": split, "caption": f"a texture {index}", "subject": "texture"})
-    disc = np.zeros((40, 60, 4), np.uint8)
-    disc[4:-4, 4:-4] = (230, 30, 30, 255)
-    Image.fromarray(disc).save(root / "s.webp", lossless=True)
-    sprites = [
-        {"file": "s.webp", "split": s, "caption": "a red box", "kind": "other", "facing": "none"}
-        for s in ("train", "test")
-    ]
-    frames = np.stack([np.full((96, 160, 3), 20 + k, np.uint8) for k in range(120)])
-    write_video(root / "film" / "bbb.mp4", frames, 24.0, quality="high")
-    shots = [
-        {"start_frame": 0, "end_frame": 60, "motion": 1.0, "caption": "it gets brighter", "split": "train"},
-        {"start_frame": 60, "end_frame": 120, "motion": 1.0, "caption": "it gets brighter", "split": "test"},
-    ]
-    for name, rows in (("photos", photos), ("sprites", sprites), ("film/shots", shots)):
-        (root / f"{name}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    return root
-
+from training_parts import DENOISER_TOML, MOTION_TOML, TOWERS_TOML, VAE_TOML, texture, write_config
 
 TIMES = np.arange(16) / 8 / DURATION
 
@@ -194,7 +158,7 @@ def test_a_nan_stops_with_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError, match="step 15"):
         fit(Broken(), line_config(tmp_path, 40))
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
+    assert saved_steps(tmp_path) == [10]
 
 
 def test_tokenizer_round_trip(tmp_path: Path) -> None:
@@ -207,112 +171,13 @@ def test_tokenizer_round_trip(tmp_path: Path) -> None:
     assert ids[0] != tokenizer(["the camera pans right"], padding="max_length", truncation=True).input_ids[0]
 
 
-VAE_TOML = """
-task = "vae"
-[run]
-dir = "{root}/vae"
-evaluate_every = 100
-[data]
-pack_dir = "{pack}"
-[optim]
-num_steps = 2
-batch_size = 2
-[vae]
-crop_size = 64
-[vae.model]
-latent_channels = 16
-encoder_channels = [16, 16]
-decoder_channels = [16, 16, 16]
-layers_per_block = 1
-"""
-TOWERS_TOML = """
-task = "towers"
-[run]
-dir = "{root}/towers"
-evaluate_every = 100
-[data]
-pack_dir = "{pack}"
-kind_weights = {{ camera = 0.5, sprite = 0.5 }}
-[optim]
-num_steps = 2
-batch_size = 4
-[towers]
-vocab_size = 600
-[towers.text]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-max_position_embeddings = 16
-projection_dim = 32
-[towers.vision]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 1
-num_attention_heads = 2
-patch_size = 16
-projection_dim = 32
-"""
-MOTION_TOML = """
-task = "motion_prior"
-[run]
-dir = "{root}/motion_prior"
-evaluate_every = 100
-[data]
-cache_dir = "{root}/cache"
-[optim]
-num_steps = 5
-batch_size = 4
-[denoiser]
-towers_dir = "{root}/towers/export"
-only_targets = ["pan", "tilt", "zoom", "roll", "static"]
-"""
-DENOISER_TOML = """
-task = "denoiser"
-[run]
-dir = "{root}/{stage}"
-evaluate_every = 100
-[data]
-pack_dir = "{pack}"
-cache_dir = "{root}/cache"
-num_clips = 4
-num_val_clips = 2
-sizes = [[64, 64]]
-size_weights = [1.0]
-kind_weights = {{ camera = 1.0 }}
-[optim]
-num_steps = 3
-batch_size = 2
-[denoiser]
-stage = "{stage}"
-max_timestep = {last}
-vae_dir = "{root}/vae/export/vae"
-towers_dir = "{root}/towers/export"
-prior_dir = "{root}/motion_prior/export"
-[denoiser.model]
-use_motion_prior = true
-in_channels = 16
-out_channels = 16
-block_out_channels = [32, 32]
-down_block_types = ["DownBlock3D", "CrossAttnDownBlock3D"]
-up_block_types = ["CrossAttnUpBlock3D", "UpBlock3D"]
-layers_per_block = 1
-norm_num_groups = 8
-cross_attention_dim = 32
-attention_head_dim = 16
-transformer_in_heads = 2
-"""
-
-
 def test_every_stage_trains_and_exports(pack_dir: Path, tmp_path: Path) -> None:
     """VAE, towers, latents, motion prior, base and refiner, in the order of the recipe, a few steps each."""
     from i2vgen.train import cache
-    from i2vgen.train.__main__ import main
+    from i2vgen.train.run import main
 
     def write(name: str, text: str, **values: object) -> str:
-        path = tmp_path / f"{name}.toml"
-        path.write_text(text.format(root=tmp_path, pack=pack_dir, **values))
-        return str(path)
+        return write_config(tmp_path, name, text, root=tmp_path, pack=pack_dir, **values)
 
     assert main([write("vae", VAE_TOML)]) == 0
     first = json.loads((tmp_path / "vae" / "log.jsonl").read_text().splitlines()[-1])

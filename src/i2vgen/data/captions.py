@@ -91,6 +91,17 @@ OBJECT_VERBS = {
     "ball": ["rolls", "moves", "flies"],
     "animal": ["walks", "moves", "runs"],
 }
+KIND_NOUNS = {
+    "bird": ["a bird", "the bird"],
+    "aircraft": ["a plane", "an aircraft", "the plane"],
+    "insect": ["an insect", "the insect"],
+    "fish": ["a fish", "the fish"],
+    "vehicle": ["a car", "a vehicle", "the car"],
+    "boat": ["a boat", "the ship"],
+    "ball": ["a ball", "a balloon", "the ball"],
+    "animal": ["an animal", "the animal"],
+}
+DIRECTION_VECTORS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 DIRECTION_PHRASES = {
     "left": ["to the left", "left", "from right to left", "leftwards"],
     "right": ["to the right", "right", "from left to right", "rightwards"],
@@ -110,6 +121,15 @@ def camera_phrase(name: str, speed: str, rng: np.random.Generator) -> str:
     phrase = str(rng.choice(CAMERA_PHRASES[name]))
     word = str(rng.choice(SPEED_WORDS[speed]))
     return " ".join(phrase.replace("{speed}", word).split())
+
+
+def object_phrase(name: str, kind: str, direction: str, speed: str, rng: np.random.Generator) -> str:
+    """ "a red car drives quickly to the left", or the kind of thing in place of its name"""
+    subject = str(rng.choice(KIND_NOUNS.get(kind, ["it", "the thing"]))) if rng.random() < 0.35 else name
+    verb = str(rng.choice(OBJECT_VERBS.get(kind, ["moves", "slides"])))
+    where, word = str(rng.choice(DIRECTION_PHRASES[direction])), str(rng.choice(SPEED_WORDS[speed]))
+    parts = [subject, verb, where, word] if rng.random() < 0.5 else [subject, verb, word, where]
+    return " ".join(part for part in parts if part)
 
 
 def join_caption(subject: str, motion: str, rng: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from i2vgen.data import captions
-from i2vgen.data.pack import Pack, Photo
+from i2vgen.data.pack import Pack, Photo, Sprite
 
 DURATION = 15 / 8  # seconds between the first and the last of 16 frames at 8 fps
 AMOUNTS = {  # pan and tilt: share of the frame's width or height; zoom: log scale; roll: degrees
@@ -19,6 +19,7 @@ AMOUNTS = {  # pan and tilt: share of the frame's width or height; zoom: log sca
     "tilt": {"slow": 0.09, "normal": 0.18, "fast": 0.32},
     "zoom": {"slow": 0.11, "normal": 0.24, "fast": 0.45},
     "roll": {"slow": 4.0, "normal": 10.0, "fast": 20.0},
+    "object": {"slow": 0.16, "normal": 0.32, "fast": 0.5},  # share of the frame's width or height
 }
 CAMERA_NAMES = list(captions.CAMERA_PHRASES)
 TARGET_NAMES = ["pan", "tilt", "zoom", "roll", "object_x", "object_y", "static", *captions.AMBIENT_PHRASES]
@@ -40,6 +41,7 @@ class Clip:
     frames: np.ndarray  # uint8 (f h w 3)
     caption: str
     targets: dict[str, float]  # what the caption asks for, in units of the normal amount; see TARGET_NAMES
+    mask: np.ndarray | None = None  # float32 (h w) in [0, 1], the moving thing in frame 0
 
 
 def sample_camera(rng: np.random.Generator, names: list[str] | None = None) -> tuple[Move, dict[str, float]]:
@@ -160,39 +162,26 @@ class ClipMaker:
         frames, photo, move, targets = self._background(size, times, rng, names)
         sprite = self.pack.sprites[rng.integers(len(self.pack.sprites))]
         direction = str(rng.choice(["left", "right", "up", "down"], p=[0.35, 0.35, 0.15, 0.15]))
-        image = sprite.image
-        faces = {"left": "right", "right": "left"}.get(direction) == sprite.facing
-        if faces or (sprite.facing == "none" and rng.random() < 0.5):
-            image = image[:, ::-1]
+        speed = str(rng.choice(["slow", "normal", "fast"], p=[0.12, 0.76, 0.12]))
+        vector = np.array(captions.DIRECTION_VECTORS[direction], float)
+        layer = _cutout(sprite, direction, min(size) * rng.uniform(0.32, 0.55), rng)
+        start, delta = _crossing(layer.shape[1::-1], vector * AMOUNTS["object"][speed] * np.array(size), size, rng)
         width, height = size
-        side = min(size) * rng.uniform(0.32, 0.55)
-        ratio = side / max(image.shape[:2])
-        image = cv2.resize(image, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA).astype(np.float32)
-        colour, alpha = image[..., :3], image[..., 3:] / 255
-        travel = 0.32
-        vector = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[direction]
-        delta = np.array(vector) * travel * np.array(size)
-        room = np.array(size) - [image.shape[1], image.shape[0]]
-        start = np.array(
-            [
-                rng.uniform(max(0, -d) * 0.9, max(max(0, -d) * 0.9, r - max(0, d) * 0.9))
-                for d, r in zip(delta, room, strict=True)
-            ]
-        )
-        premultiplied = np.concatenate([colour * alpha, alpha], axis=2)
-        for frame, u in zip(frames, times, strict=True):
-            x, y = start + delta * u
-            layer = cv2.warpAffine(premultiplied, np.array([[1, 0, x], [0, 1, y]], float), (width, height))
-            frame[:] = np.clip(layer[..., :3] + frame * (1 - layer[..., 3:]) + 0.5, 0, 255)
-        verb = str(rng.choice(captions.OBJECT_VERBS.get(sprite.kind, ["moves", "slides"])))
-        motion = f"{sprite.caption} {verb} {rng.choice(captions.DIRECTION_PHRASES[direction])}"
+        layers = [
+            cv2.warpAffine(layer, np.array([[1, 0, x], [0, 1, y]], float), (width, height))
+            for x, y in start + delta * np.asarray(times)[:, None]
+        ]
+        for frame, moved in zip(frames, layers, strict=True):
+            frame[:] = np.clip(moved[..., :3] + frame * (1 - moved[..., 3:]) + 0.5, 0, 255)
+        motion = captions.object_phrase(sprite.caption, sprite.kind, direction, speed, rng)
         extras = []
         if rng.random() < 0.5:
             extras.append(str(rng.choice(["in front of", "over", "past"])) + " " + photo.caption)
         if "static" not in targets or rng.random() < 0.3:
             extras.append(" and ".join(move.phrases))
-        targets = {**targets, "object_x": float(vector[0]), "object_y": float(vector[1])}
-        return Clip(frames, ", ".join([motion, *extras]), targets)
+        amount = AMOUNTS["object"][speed] / AMOUNTS["object"]["normal"]
+        targets = {**targets, "object_x": vector[0] * amount, "object_y": vector[1] * amount}
+        return Clip(frames, ", ".join([motion, *extras]), targets, layers[0][..., 3])
 
     def _ambient(self, size: tuple[int, int], times: np.ndarray, rng: np.random.Generator) -> Clip:
         frames, photo, _, _ = self._background(size, times, rng, ["static"])
@@ -221,6 +210,28 @@ class ClipMaker:
         method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
         frames = np.stack([cv2.resize(f, size, interpolation=method) for f in crop])
         return Clip(frames, shot.caption, {})
+
+
+def _cutout(sprite: Sprite, direction: str, side: float, rng: np.random.Generator) -> np.ndarray:
+    """The sprite facing where it goes, its long side `side` pixels: float32 (h w 4), colour times alpha, alpha."""
+    image = sprite.image
+    faces = {"left": "right", "right": "left"}.get(direction) == sprite.facing
+    if faces or (sprite.facing == "none" and rng.random() < 0.5):
+        image = image[:, ::-1]
+    ratio = side / max(image.shape[:2])
+    image = cv2.resize(image, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA).astype(np.float32)
+    colour, alpha = image[..., :3], image[..., 3:] / 255
+    return np.concatenate([colour * alpha, alpha], axis=2)
+
+
+def _crossing(
+    extent: tuple[int, int], delta: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(start, delta) in pixels of something of `extent` (W, H) that stays in the frame if there is room."""
+    room = np.array(size) - extent
+    low = np.maximum(0, -delta) * 0.9
+    high = np.maximum(low, room - np.maximum(0, delta) * 0.9)
+    return rng.uniform(low, high), delta
 
 
 def _snow(frames: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -117,7 +117,10 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """The frames of each pixel attend to each other, twice; no position encoding, as in the original."""
+    """The frames of each pixel attend to each other, twice; no position encoding, as in the original.
+
+    Starts as the identity, so that a UNet begun from an image model gives that model's frames.
+    """
 
     def __init__(self, channels: int, num_heads: int, head_dim: int, norm_num_groups: int):
         super().__init__()
@@ -126,6 +129,8 @@ class TemporalTransformer(nn.Module):
         self.proj_in = nn.Linear(channels, inner_dim)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(inner_dim, num_heads, head_dim, None)])
         self.proj_out = nn.Linear(inner_dim, channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: torch.Tensor, num_frames: int) -> torch.Tensor:
         """`x` ((b f) c h w). The norm takes its statistics over all frames of a video."""

@@ -17,6 +17,7 @@ from i2vgen.models.conditioning import sinusoidal_embedding
 NUM_TIMESTEPS = 1000
 VARIANCE_SAMPLES = 16  # two seconds, in eighths
 SECONDS_DIM = 64
+STILL = 0.012  # a second; a quarter of the slowest motion with a word for it. Less is stillness, and moves nothing
 
 
 class MotionPrior(nn.Module):
@@ -41,7 +42,8 @@ class MotionPrior(nn.Module):
         """Text tokens (b n d) -> (b 4) a second: pan and tilt of the window in half frames, log zoom, roll in
         radians. The motions that nano knows are uniform."""
         x = F.silu(self.text(text.mean(dim=1)))
-        return self.out(F.silu(self.mix(x)))
+        speeds = self.out(F.silu(self.mix(x)))
+        return speeds if self.training else speeds * (speeds.abs() > STILL)
 
     def move(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Image (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later, edges repeated.

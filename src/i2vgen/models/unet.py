@@ -25,6 +25,7 @@ from i2vgen.models.conditioning import (
     two_layer,
     with_frame_planes,
 )
+from i2vgen.models.object_prior import ObjectPrior
 from i2vgen.models.prior import MotionEmbedding, MotionPrior
 
 
@@ -63,11 +64,22 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         use_decoder_edits: sr600's gains in the first two decoder layers.
         use_motion_prior: nano's `MotionPrior` and `MotionEmbedding`. The released networks learn motion by
             cross-attention to the text alone, from millions of videos; nano has two hours.
+        use_object_prior: nano's `ObjectPrior`, which moves a thing in the picture by itself.
         dropout: in training, in residual blocks and temporal convolutions.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Level", "MidBlock", "TemporalTransformer"]
+    # for training with sharded weights: what is gathered at a time, and where one enters beside `forward`
+    sharded_blocks = (
+        "ResidualBlock",
+        "TemporalConvBlock",
+        "SpatialTransformer",
+        "TemporalTransformer",
+        "Downsample",
+        "Upsample",
+    )
+    forward_methods = ("encode_conditions", "move_image")
 
     @register_to_config
     def __init__(
@@ -92,11 +104,14 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         has_odd_height: bool = False,
         use_decoder_edits: bool = False,
         use_motion_prior: bool = False,
+        use_object_prior: bool = False,
         dropout: float = 0.1,
     ):
         super().__init__()
         if use_motion_prior and not (use_image_latents and use_fps):
             raise ValueError("use_motion_prior: needs use_image_latents and use_fps")
+        if use_object_prior and not use_motion_prior:
+            raise ValueError("use_object_prior: needs use_motion_prior")
         _check_config(down_block_types, up_block_types, block_out_channels, attention_head_dim, norm_num_groups)
         first, last = block_out_channels[0], block_out_channels[-1]
         time_dim = 4 * first
@@ -106,6 +121,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(first, time_dim)
         if use_fps:
             self.fps_embedding = two_layer(first, time_dim, time_dim)
+            nn.init.zeros_(self.fps_embedding[-1].weight)  # starts without effect, as in the original
+            nn.init.zeros_(self.fps_embedding[-1].bias)
         if use_image_embeddings:
             self.context_embedding = two_layer(cross_attention_dim, time_dim, cross_attention_dim * num_image_tokens)
         if use_image_latents:
@@ -116,6 +133,8 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
         if use_motion_prior:
             self.motion_prior = MotionPrior(cross_attention_dim, in_channels)
             self.motion_embedding = MotionEmbedding(cross_attention_dim, time_dim)
+        if use_object_prior:
+            self.object_prior = ObjectPrior(cross_attention_dim)
 
         # in
         self.conv_in = nn.Conv2d(in_channels * (2 if use_image_latents else 1), first, 3, padding=1)
@@ -199,8 +218,11 @@ class I2VGenXLUNet(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def move_image(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Pixels (b 3 1 h w) -> (b 3 f h w) as the motion prior moves them; see `MotionPrior.move`."""
-        return self.motion_prior.move(image, text.to(self.dtype), fps, num_frames)
+        """Pixels (b 3 1 h w) -> (b 3 f h w) as the priors move them; see `MotionPrior.move`, `ObjectPrior.move`."""
+        text = text.to(self.dtype)
+        if self.config.use_object_prior:
+            return self.object_prior.move(self.motion_prior, image, text, fps, num_frames)
+        return self.motion_prior.move(image, text, fps, num_frames)
 
     def _content_features(self, image_latents: torch.Tensor, num_frames: int) -> torch.Tensor:
         if image_latents.shape[2] != num_frames:

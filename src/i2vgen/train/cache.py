@@ -97,6 +97,7 @@ class Bucket:
 def load_cache(folder: str | Path, only_targets: list[str] = ()) -> list[Bucket]:
     """Read a cache folder into buckets by size, of clips that show nothing but `only_targets` if there are any.
 
+    Clips without targets are those of the film, and go by that name.
     Raises ValueError if no clip is left.
     """
     shards: dict[str, list[Path]] = {}
@@ -110,7 +111,7 @@ def load_cache(folder: str | Path, only_targets: list[str] = ()) -> list[Bucket]
         texts = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
         captions = [c for text in texts for c in text["captions"]]
         targets = [t for text in texts for t in text["targets"]]
-        keep = [i for i, t in enumerate(targets) if not only_targets or (t and set(t) <= set(only_targets))]
+        keep = [i for i, t in enumerate(targets) if not only_targets or set(t or {"film"}) <= set(only_targets)]
         if keep:
             latents, thumbnails = (torch.cat([t[name] for t in tensors])[keep] for name in ("latents", "thumbnails"))
             buckets.append(Bucket(latents, thumbnails, [captions[i] for i in keep]))

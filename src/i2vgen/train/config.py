@@ -42,6 +42,8 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     max_grad_norm: float = 1.0
+    accumulation: int = 1  # parts that each process's rows are run in
+    spatial_scale: float = 1.0  # learning rate of spatial layers that come from an image model, as a share
     ema_decay: float = 0.999
 
 
@@ -52,8 +54,13 @@ class RunConfig:
     log_every: int = 20
     evaluate_every: int = 500
     save_every: int = 200
+    keep_checkpoints: int = 2
+    sample_every: int = 0  # steps between sample videos; 0 = none
     max_minutes: float = 0.0  # stop (with a checkpoint) after this long; 0 = no limit
     dtype: str = "bfloat16"  # autocast dtype; "float32" turns autocast off
+    device: str = "auto"
+    strategy: str = "auto"  # how processes share the model: "ddp" (also "auto"), or "fsdp" for sharded weights
+    gradient_checkpointing: bool = False
     init_from: str = ""  # component folder whose weights start the run
 
 
@@ -80,11 +87,17 @@ class DenoiserConfig:
     vae_dir: str = ""
     towers_dir: str = ""
     prior_dir: str = ""  # of the motion prior, for a model that has one
+    object_prior_dir: str = ""
     # frames per clip -> share of the batches; optim.batch_size counts clips of 4 frames, longer ones come in fewer
     frame_weights: dict[str, float] = field(default_factory=lambda: {"4": 0.45, "8": 0.35, "16": 0.15, "1": 0.05})
     only_targets: list[str] = field(default_factory=list)  # train on clips that show nothing but these; [] = all
     max_timestep: int = 999  # the refiner sees 0..599 only
     timestep_power: float = 1.0  # t = max * u^power; below 1 favours high noise
+    use_text: bool = True  # image2video has none
+    spatial_from: str = ""  # SD 2.1 UNet (diffusers folder, or LDM checkpoint) that the spatial layers start from
+    num_samples: int = 4
+    sample_steps: int = 20
+    sample_guidance: float = 1.0
     offset_noise: float = 0.1
     text_dropout: float = 0.1
     image_dropout: float = 0.05
@@ -93,7 +106,7 @@ class DenoiserConfig:
 
 @dataclass
 class TrainConfig:
-    task: str = "base"  # "vae" | "towers" | "motion_prior" | "denoiser"
+    task: str = "base"  # "vae" | "towers" | "motion_prior" | "object_prior" | "denoiser"
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,117 +1,181 @@
-"""The training loop shared by every task: optimiser, schedule, EMA, checkpoints, log, resume."""
+"""The training loop shared by every task: optimiser, learning rate, average, checkpoints, log, resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from i2vgen.train.config import TrainConfig
+from i2vgen.train.checkpoints import load_checkpoint, save_checkpoint
+from i2vgen.train.config import OptimConfig, TrainConfig
+from i2vgen.train.ema import Average
+from i2vgen.train.watch import Watch
+from i2vgen.train.workers import Workers, share_model, split_rows, to_device, whole_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: the loss is no number, or its data cannot be had."""
 
 
 class Task(Protocol):
-    """What a task brings to the loop. `model` holds every trained parameter."""
+    """What a task brings to the loop. `model` holds every trained parameter.
+
+    May also have `parameter_groups() -> list[dict]` (with `lr_scale`), and `samples() -> {name: frames}`.
+    """
 
     model: nn.Module
 
     def batch(self, step: int) -> Any:
-        """Data of one step; a pure function of (config, step), so that a resumed run sees the same data."""
+        """This process's rows of a step; a function of (config, step), so that a resumed run sees the same data."""
 
     def loss(self, batch: Any, step: int) -> tuple[torch.Tensor, dict[str, float]]: ...
 
     def evaluate(self) -> dict[str, float]: ...
 
     def export(self, folder: Path) -> None:
-        """Write the components (from the EMA weights, which the loop has swapped in)."""
+        """Write the components (from the averaged weights, which the loop has put into the model)."""
 
 
-def fit(task: Task, config: TrainConfig) -> None:
-    """Train `task` to `config.optim.num_steps`, continuing from the checkpoint of the run folder if there is one."""
-    run_dir = Path(config.run.dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    optim = config.optim
-    parameters = [p for p in task.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=optim.learning_rate,
-        betas=tuple(optim.betas),
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
-    ema = [p.detach().clone() for p in parameters]
-    step = _load_checkpoint(run_dir, task.model, optimizer, ema)
-    (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+@dataclasses.dataclass
+class Measured:
+    """What the steps of a dry run took."""
 
-    started, window, window_start = time.monotonic(), [], time.monotonic()
-    batches = _prefetch(task, step, optim.num_steps)
-    bar = tqdm(total=optim.num_steps, initial=step, desc=config.task, unit="step", dynamic_ncols=True, mininterval=5)
-    with open(run_dir / "log.jsonl", "a") as log:
+    first_step: int
+    seconds: list[float] = dataclasses.field(default_factory=list)  # of each step
+    waited: list[float] = dataclasses.field(default_factory=list)  # of these, for data
 
-        def report(record: dict) -> None:
-            log.write(json.dumps(record) + "\n")
-            log.flush()
 
-        for step, batch in batches:
-            rate = _learning_rate(step, optim)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, metrics = task.loss(batch, step)
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"loss is {loss.item()} at step {step}; the last checkpoint in {run_dir} is good")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
-            optimizer.step()
-            decay = min(optim.ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
+def fit(task: Task, config: TrainConfig, workers: Workers | None = None, max_steps: int | None = None) -> Measured:
+    """Train `task` to `config.optim.num_steps`, from the newest checkpoint of the run folder if there is one.
 
+    `max_steps`: take so many steps and return, leaving no trace (the command's --dry-run).
+    Raises TrainingError naming the step if the loss is no number; the last checkpoint stays.
+    """
+    workers = workers or Workers()
+    run, optim = config.run, config.optim
+    is_dry = max_steps is not None
+    run_dir = Path(run.dir)
+    step_module = share_model(task, workers, run.strategy, DTYPES[run.dtype])
+    optimizer = _optimizer(task, optim)
+    average = Average(task.model, optim.ema_decay)
+    first = 0
+    if not is_dry:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        first = load_checkpoint(run_dir, task.model, optimizer, average.tensors, workers)
+        if workers.is_first:
+            (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    last = min(optim.num_steps, first + max_steps) if is_dry else optim.num_steps
+    measured = Measured(first)
+    watch = Watch(run_dir, config.task, first, last, workers) if not is_dry else None
+    stop = _StopSignal()
+    window = _Window()
+    started = ended = time.monotonic()
+    try:
+        for step, batch, waited in _prefetch(task, first, last):
+            torch.manual_seed((run.seed * 1_000_003 + step) * 1_009 + workers.rank)  # dropout, the same after a resume
+            metrics, norm, rate = _train_step(step_module, task, optimizer, batch, step, config, workers)
+            average.update(step)
             done = step + 1
-            window.append(metrics)
-            bar.update(1)
-            if done % config.run.log_every == 0:
-                means = {
-                    k: sum(m[k] for m in window if k in m) / sum(k in m for m in window) for k in set().union(*window)
-                }
-                pace = (time.monotonic() - window_start) / len(window)
-                report(
-                    {
-                        "step": done,
-                        "lr": rate,
-                        "grad_norm": float(norm),
-                        "seconds_per_step": round(pace, 3),
-                        **means,
-                    }
-                )
-                bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()})
-                window, window_start = [], time.monotonic()
-            stop = config.run.max_minutes and time.monotonic() - started > 60 * config.run.max_minutes
-            last = done == optim.num_steps or stop
-            if done % config.run.evaluate_every == 0 or last:
-                with _swapped(parameters, ema):
-                    record = task.evaluate()
-                report({"step": done, **{f"val_{k}": v for k, v in record.items()}})
-            if done % config.run.save_every == 0 or last:
-                _save_checkpoint(run_dir, done, task.model, optimizer, ema)
-            if last:
+            if is_dry:
+                now = time.monotonic()
+                measured.seconds.append(now - ended)
+                measured.waited.append(waited)
+                ended = now
+                continue
+            watch.advance()
+            window.add(metrics, waited)
+            if done % run.log_every == 0:
+                watch.scalars(done, {"lr": rate, "grad_norm": norm, **workers.mean(window.means())})
+                window = _Window()
+            late = bool(run.max_minutes) and time.monotonic() - started > 60 * run.max_minutes
+            is_last = workers.any(stop.is_set or late) or done == last
+            if done % run.evaluate_every == 0 or is_last:
+                with average.in_model():
+                    watch.scalars(done, {f"val_{k}": v for k, v in task.evaluate().items()})
+            if run.sample_every and hasattr(task, "samples") and (done % run.sample_every == 0 or is_last):
+                with average.in_model():
+                    watch.videos(done, task.samples())
+            if done % run.save_every == 0 or is_last:
+                save_checkpoint(run_dir, done, task.model, optimizer, average.tensors, workers, run.keep_checkpoints)
+            if is_last:
                 break
-    bar.close()
-    with _swapped(parameters, ema):
-        task.export(run_dir / "export")
+        if not is_dry:
+            with average.in_model():
+                trained, task.model = task.model, whole_model(task.model)
+                if workers.is_first:
+                    task.export(run_dir / "export")
+                task.model = trained
+            workers.wait()
+    finally:
+        stop.close()
+        if watch is not None:
+            watch.close()
+    return measured
 
 
-def _learning_rate(step: int, optim: Any) -> float:
+def _train_step(
+    step_module: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    step: int,
+    config: TrainConfig,
+    workers: Workers,
+) -> tuple[dict[str, float], float, float]:
+    """One update; returns (metrics, gradient norm, learning rate)."""
+    optim = config.optim
+    rate = _learning_rate(step, optim)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    optimizer.zero_grad(set_to_none=True)
+    metrics: dict[str, float] = {}
+    parts = split_rows(to_device(batch, workers.device), optim.accumulation)
+    for index, (part, share) in enumerate(parts):
+        waits = index + 1 < len(parts) and hasattr(step_module, "no_sync")
+        with step_module.no_sync() if waits else nullcontext():
+            loss, values = step_module(part, step)
+            if workers.any(not math.isfinite(loss.item())):
+                raise TrainingError(
+                    f"loss is {loss.item()} at step {step}: the run stops; its last checkpoint is good. "
+                    "A lower optim.learning_rate or run.dtype=float32 may help"
+                )
+            (loss * share).backward()
+        for name, value in values.items():
+            metrics[name] = metrics.get(name, 0.0) + share * value
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not math.isfinite(norm):
+        raise TrainingError(f"the gradient is {norm} at step {step}: the run stops; its last checkpoint is good")
+    optimizer.step()
+    return metrics, norm, rate
+
+
+def _optimizer(task: Task, optim: OptimConfig) -> torch.optim.Optimizer:
+    if hasattr(task, "parameter_groups"):
+        groups = task.parameter_groups()
+    else:
+        groups = [{"params": [p for p in task.model.parameters() if p.requires_grad]}]
+    return torch.optim.AdamW(
+        groups, lr=optim.learning_rate, betas=tuple(optim.betas), weight_decay=optim.weight_decay, fused=True
+    )
+
+
+def _learning_rate(step: int, optim: OptimConfig) -> float:
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps
     progress = (step - optim.warmup_steps) / max(1, optim.num_steps - optim.warmup_steps)
@@ -119,62 +183,80 @@ def _learning_rate(step: int, optim: Any) -> float:
     return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * cosine
 
 
-def _prefetch(task: Task, first: int, last: int, depth: int = 3):
-    """Yield (step, batch) with the batches made ahead in one background thread."""
+def _prefetch(task: Task, first: int, last: int, depth: int = 3) -> Iterator[tuple[int, Any, float]]:
+    """Yield (step, batch, seconds waited for it), the batches made ahead in one background thread."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
+    is_over = threading.Event()
+
+    def put(item: Any) -> None:
+        while not is_over.is_set():
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
 
     def work() -> None:
         for step in range(first, last):
-            try:
-                ready.put((step, task.batch(step)))
-            except BaseException as error:
-                ready.put((step, error))
+            if is_over.is_set():
                 return
-        ready.put(None)
+            try:
+                put((step, task.batch(step)))
+            except BaseException as error:
+                return put((step, error))
+        put(None)
 
     threading.Thread(target=work, daemon=True).start()
-    while (item := ready.get()) is not None:
-        if isinstance(item[1], BaseException):
-            raise RuntimeError(f"making the batch of step {item[0]} failed") from item[1]
-        yield item
-
-
-@contextmanager
-def _swapped(parameters: list[torch.Tensor], ema: list[torch.Tensor]) -> Iterator[None]:
-    """Within the block the parameters hold the EMA weights."""
-
-    def swap() -> None:
-        for p, e in zip(parameters, ema, strict=True):
-            p.data, e.data = e.data, p.data
-
-    swap()
     try:
-        yield
+        while True:
+            asked = time.monotonic()
+            item = ready.get()
+            if item is None:
+                return
+            step, batch = item
+            if isinstance(batch, BaseException):
+                raise TrainingError(f"making the batch of step {step} failed: {batch}") from batch
+            yield step, batch, time.monotonic() - asked
     finally:
-        swap()
+        is_over.set()
 
 
-def _save_checkpoint(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list) -> None:
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema,
-        "torch_rng": torch.get_rng_state(),
-    }
-    path = run_dir / "checkpoint.pt"
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+class _Window:
+    """Metrics since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.waited, self.start = 0.0, time.monotonic()
+
+    def add(self, metrics: dict[str, float], waited: float) -> None:
+        self.rows.append(metrics)
+        self.waited += waited
+
+    def means(self) -> dict[str, float]:
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        means = {n: float(np.mean([row[n] for row in self.rows if n in row])) for n in names}
+        seconds = time.monotonic() - self.start
+        return {
+            "seconds_per_step": round(seconds / len(self.rows), 4),
+            "data_wait_share": round(self.waited / seconds, 4),
+            **means,
+        }
 
 
-def _load_checkpoint(run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list) -> int:
-    path = run_dir / "checkpoint.pt"
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for target, source in zip(ema, state["ema"], strict=True):
-        target.copy_(source)
-    torch.set_rng_state(state["torch_rng"])
-    return state["step"]
+class _StopSignal:
+    """SIGTERM and Ctrl-C end the run after the step in hand, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: Any) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+    def close(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -11,6 +11,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 
 from i2vgen.models.autoencoder import PatchAutoencoder
+from i2vgen.models.object_prior import ObjectPrior
 from i2vgen.models.prior import VARIANCE_SAMPLES, MotionPrior
 from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.train.config import TrainConfig
@@ -75,9 +76,10 @@ class PixelMover:
     """Moves images as the pipelines do: in pixels, encoded afterwards. Cached clips keep latents only, so the
     image is decoded first."""
 
-    def __init__(self, prior: MotionPrior, vae_dir: str):
-        # a copy, because batches are made in another thread than the one that trains
+    def __init__(self, prior: MotionPrior, vae_dir: str, objects: ObjectPrior | None = None):
+        # copies, because batches are made in another thread than the one that trains
         self.prior = copy.deepcopy(prior).eval()
+        self.objects = copy.deepcopy(objects).eval() if objects is not None else None
         self.vae = PatchAutoencoder.from_pretrained(vae_dir).eval()
 
     @torch.no_grad()
@@ -86,7 +88,9 @@ class PixelMover:
         scale = self.vae.config.scaling_factor
         with torch.autocast("cpu", torch.bfloat16):
             pixels = self.vae.decode(image_latents[:, :, 0] / scale).sample.float().clamp(-1, 1)
-        frames = self.prior.move(pixels.unsqueeze(2), text, fps, num_frames)[:, :, 1:]
+        picture = (pixels.unsqueeze(2), text, fps, num_frames)
+        moved = self.prior.move(*picture) if self.objects is None else self.objects.move(self.prior, *picture)
+        frames = moved[:, :, 1:]
         if num_frames == 1:
             return image_latents
         flat = rearrange(frames, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)

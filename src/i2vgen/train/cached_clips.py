@@ -1,0 +1,110 @@
+"""Batches of clips kept as latents, for small models: everything but the UNet has been run ahead."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from i2vgen.models.unet import I2VGenXLUNet
+from i2vgen.train.cache import load_cache
+from i2vgen.train.config import TrainConfig
+from i2vgen.train.motion_prior import PRIOR_FILE, PixelMover, residual_variances
+from i2vgen.train.object_prior import PRIOR_FILE as OBJECT_PRIOR_FILE
+from i2vgen.train.objective import NoiseLevels
+from i2vgen.train.tower_reading import Towers
+from i2vgen.train.workers import Workers
+
+# frames -> strides that a cached clip of 16 frames offers at that length
+STRIDES = {1: [1], 4: [4, 5, 5], 6: [3], 8: [1, 2, 2], 16: [1]}
+NUM_HELD_OUT = 16
+
+
+class CachedClips:
+    """Clips of `data.cache_dir`, with text and image embeddings, and moved images for a UNet with a motion prior."""
+
+    def __init__(self, config: TrainConfig, unet: I2VGenXLUNet, levels: NoiseLevels, workers: Workers):
+        self.config, self.options, self.workers = config, config.denoiser, workers
+        self.frames = [int(f) for f in self.options.frame_weights]
+        if unknown := set(self.frames) - set(STRIDES):
+            raise ValueError(f"denoiser.frame_weights: {sorted(unknown)[0]} frames; known counts: {sorted(STRIDES)}")
+        weights = np.array(list(self.options.frame_weights.values()))
+        self.frame_shares = weights / weights.sum()
+        self.buckets = load_cache(Path(config.data.cache_dir) / "train", self.options.only_targets)
+        self.val_buckets = load_cache(Path(config.data.cache_dir) / "test", self.options.only_targets)
+        self.towers = Towers(self.options.towers_dir)
+        self.empty_text = self.towers.empty_text
+        self.embeddings = [self.towers.embed(b) for b in self.buckets]
+        self.val_embeddings = [self.towers.embed(b) for b in self.val_buckets]
+        self.mover = self._make_mover(unet, levels) if unet.config.use_motion_prior else None
+        counts = np.array([len(b.captions) for b in self.buckets], float)
+        self.bucket_shares = counts / counts.sum()
+
+    def _make_mover(self, unet: I2VGenXLUNet, levels: NoiseLevels) -> PixelMover:
+        """The trained priors, put into the UNet, frozen, with the schedule of this stage."""
+        prior, objects = unet.motion_prior, None
+        prior.load_state_dict(load_file(Path(self.options.prior_dir) / PRIOR_FILE))
+        prior.requires_grad_(False)
+        if unet.config.use_object_prior:
+            objects = unet.object_prior
+            objects.load_state_dict(load_file(Path(self.options.object_prior_dir) / OBJECT_PRIOR_FILE))
+            objects.requires_grad_(False)
+        mover = PixelMover(prior, self.options.vae_dir, objects)
+        prior.set_statistics(levels.alphas, levels.sigmas, residual_variances(mover, self.buckets, self.embeddings))
+        return mover
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        """This process's rows: latents (b c f h w), text (b n d), image (b d), fps (b), rows (b), maybe moved."""
+        rng = np.random.default_rng([self.config.run.seed, 4, step])
+        num_frames = int(rng.choice(self.frames, p=self.frame_shares))
+        index = int(rng.choice(len(self.buckets), p=self.bucket_shares))
+        bucket, (text, image) = self.buckets[index], self.embeddings[index]
+        size = min(self._batch_size(bucket.latents.shape, num_frames), len(bucket.captions))
+        chosen = torch.from_numpy(rng.choice(len(bucket.captions), size=size, replace=False))
+        stride = int(rng.choice(STRIDES[num_frames]))
+        start = int(rng.integers(bucket.latents.shape[1] - stride * (num_frames - 1)))
+
+        mine = self.workers.rows(size)
+        chosen = chosen[mine]
+        latents = bucket.latents[chosen, start : start + stride * (num_frames - 1) + 1 : stride]
+        latents = latents.float().transpose(1, 2)
+        texts, fps = text[chosen].float(), torch.full((len(chosen),), self.config.data.fps / stride)
+        batch = {
+            "latents": latents,
+            "text": texts,
+            "image": image[chosen].float(),
+            "fps": fps,
+            "rows": torch.arange(size)[mine],
+        }
+        if self.mover is not None:  # both guidance branches share it, so text dropout leaves it
+            batch["moved"] = self.mover.move(latents[:, :, :1], texts, fps, num_frames)
+        return batch
+
+    def _batch_size(self, shape: torch.Size, num_frames: int) -> int:
+        """About as many latent pixels in every batch: `batch_size` clips of 4 square frames, shared evenly."""
+        smallest = min(b.latents.shape[-1] * b.latents.shape[-2] for b in self.buckets)
+        size = self.config.optim.batch_size * 4 / max(num_frames, 2) * smallest / (shape[-1] * shape[-2])
+        count = self.workers.count
+        return math.ceil(max(2, round(size)) / count) * count
+
+    def held_out(self) -> dict[str, torch.Tensor]:
+        """Clips of 16 frames that are never trained on, as `batch` gives them."""
+        bucket, (text, image) = self.val_buckets[0], self.val_embeddings[0]
+        rows = slice(0, NUM_HELD_OUT)
+        latents = bucket.latents[rows].float().transpose(1, 2)
+        fps = torch.full((len(latents),), float(self.config.data.fps))
+        batch = {"latents": latents, "text": text[rows].float(), "image": image[rows].float(), "fps": fps}
+        if self.mover is not None:
+            batch["moved"] = self.mover.move(latents[:, :, :1], batch["text"], fps, latents.shape[2])
+        return batch | {"rows": torch.arange(len(latents))}
+
+    def captions(self) -> list[str]:
+        """Of the clips of `held_out`."""
+        return self.val_buckets[0].captions[:NUM_HELD_OUT]
+
+    def encoded(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch as the denoiser reads it; here it has been encoded ahead."""
+        return batch
