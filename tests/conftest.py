@@ -22,6 +22,7 @@ from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.pipelines import CascadePipeline, load_cascade
 from i2vgen.schedulers import I2VGenDDIMScheduler, VideoRefineScheduler
 from i2vgen.train.tokenizer import train_tokenizer
+from training_parts import make_pack
 
 TINY_UNET = {
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -167,6 +168,11 @@ def photo_path(photo, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     photo.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pack_dir(tmp_path_factory) -> Path:
+    return make_pack(tmp_path_factory.mktemp("pack"))
 
 
 # The command line

@@ -343,7 +343,7 @@ class DiffusersUNet:
 
     def __init__(self, unet: DiffusersI2VGenXLUNet):
         self.unet, self.dtype = unet, unet.dtype
-        self.config = FrozenDict({**unet.config, "use_motion_prior": False})
+        self.config = FrozenDict({**unet.config, "use_motion_prior": False, "use_image_latents": True})
 
     def encode_conditions(self, num_frames, prompt_embeds, image_embeddings, image_latents, fps, moved=None):
         return {

@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 
-from i2vgen.pipelines import CascadePipeline, I2VGenXLPipeline, ModelError, VideoRefinePipeline, load_cascade
+from i2vgen.pipelines import I2VGenXLPipeline, ModelError, VideoRefinePipeline, load_cascade
 from i2vgen.pipelines.loading import parse_device, parse_dtype
 from i2vgen.pipelines.options import replaced
 
@@ -273,7 +274,8 @@ def test_hub_that_cannot_be_reached_is_a_model_error(monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(CascadePipeline, "download", refuse)
+    for name in ("download", "load_config"):
+        monkeypatch.setattr(DiffusionPipeline, name, refuse)
     with pytest.raises(ModelError, match="owner/name"):
         load_cascade("owner/name", device="cpu")
 

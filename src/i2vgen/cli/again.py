@@ -25,6 +25,9 @@ NEEDED = {
     "refine": _COMMON | {"refine": dict, "fps": float, "num_frames": int},
 }
 
+# What later versions added to them.
+OPTIONAL = {"refiner": str, "exact": bool}
+
 
 def again(
     file: o.File,
@@ -65,6 +68,16 @@ def again(
             "-m",
             help="Where the model is now. \\[the file's]",
             rich_help_panel=o.MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            "--refiner",
+            help="Where the refiner is now. \\[the file's]",
+            rich_help_panel=o.MODEL,
+            metavar="MODEL",
             show_default=False,
         ),
     ] = None,
@@ -113,7 +126,8 @@ def again(
         _check_same(settings, "image", sources["image"])
 
     # 2. Load the model, with the options of then
-    cascade = open_cascade(model or settings["model"], device or _stored_device(settings), settings["dtype"])
+    place = device or _stored_device(settings)
+    cascade = open_cascade(model or settings["model"], place, settings["dtype"], refiner or settings.get("refiner"))
     _warn_of_differences(settings, cascade)
     restore_options(cascade, settings, file)
 
@@ -126,10 +140,11 @@ def again(
     base, refine = cascade.base.options, cascade.refiner.options if settings.get("refine") else None
     final = refine or base
     size = (final.width, final.height)
-    if stage_options(cascade, picture.size, size, refine is not None) != (base, refine):
+    exact = bool(settings.get("exact"))
+    if stage_options(cascade, picture.size, size, refine is not None, exact=exact) != (base, refine):
         raise ValueError(f"{file}: this version chooses another base size for {size[0]}x{size[1]}; use generate")
     check_fps(output, base.target_fps)
-    announce(cascade, base, refine)
+    announce(cascade, base, refine, refine_strength=settings.get("refine_strength"))
     with Progress(expected_steps(base, refine)) as progress:
         result = cascade(
             picture,
@@ -141,6 +156,7 @@ def again(
             size=size,
             refine_strength=settings.get("refine_strength"),
             fit=settings["fit"],
+            exact=exact,
             progress=progress,
         )
     finish(output, result, sources["image"], progress.seconds, json)
@@ -157,6 +173,9 @@ def checked_settings(settings: dict[str, Any], file: str) -> dict[str, Any]:
             raise ValueError(
                 f"{file}: its settings have {name} = {value!r}, not a {expected.__name__}; they were altered"
             )
+    for name, expected in OPTIONAL.items():
+        if not isinstance(settings.get(name), expected | None):
+            raise ValueError(f"{file}: its settings have {name} = {settings[name]!r}; they were altered")
     return settings
 
 

@@ -11,12 +11,16 @@ import typer
 
 from i2vgen import __version__
 from i2vgen.cli.again import again
+from i2vgen.cli.batch import batch
+from i2vgen.cli.convert import convert
 from i2vgen.cli.generate import generate
 from i2vgen.cli.info import info
+from i2vgen.cli.inspect import inspect
 from i2vgen.cli.preview import preview
 from i2vgen.cli.refine import refine
 from i2vgen.cli.report import print_json, warnings_to_stderr
 from i2vgen.cli.show import show
+from i2vgen.cli.train import train
 
 DONE, OURS, USER, INTERRUPTED = 0, 1, 2, 130
 # typer carries a click of its own in some versions and uses the installed one in others.
@@ -35,6 +39,10 @@ app.command(rich_help_panel="Make videos")(generate)
 app.command(rich_help_panel="Make videos")(preview)
 app.command(rich_help_panel="Make videos")(refine)
 app.command(rich_help_panel="Make videos")(again)
+app.command(rich_help_panel="Make videos")(batch)
+app.command(rich_help_panel="Train and measure")(train)
+app.command(rich_help_panel="Models")(convert)
+app.command(rich_help_panel="Models")(inspect)
 app.command(rich_help_panel="Look things up")(show)
 app.command(rich_help_panel="Look things up")(info)
 

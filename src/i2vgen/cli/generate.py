@@ -28,10 +28,7 @@ def generate(
     image: o.Image,
     prompt: o.Prompt,
     output: o.Output,
-    no_refine: Annotated[
-        bool,
-        typer.Option("--no-refine", help="Stop after the base stage: small and fast.", rich_help_panel=o.VIDEO),
-    ] = False,
+    no_refine: o.NoRefine = False,
     seed: o.Seed = 0,
     frames: o.Frames = None,
     size: o.Size = None,
@@ -42,7 +39,9 @@ def generate(
     refine_steps: o.RefineSteps = None,
     refine_strength: o.RefineStrength = None,
     fit: o.FitOption = o.Fit.crop,
+    exact: o.Exact = False,
     model: o.Model = "nano",
+    refiner: o.Refiner = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     contact_sheet: Annotated[
@@ -79,7 +78,9 @@ def generate(
     picture, source = open_image(image)
 
     # 2. Load the model, settle the options
-    cascade = open_cascade(model, device, dtype.value)
+    if no_refine and refiner is not None:
+        raise ValueError("--refiner and --no-refine: give one of them")
+    cascade = open_cascade(model, device, dtype.value, refiner)
     base, refine = stage_options(
         cascade,
         picture.size,
@@ -90,9 +91,10 @@ def generate(
         num_inference_steps=steps,
         guidance_scale=guidance,
         refine_steps=refine_steps,
+        exact=exact,
     )
     check_fps(output, base.target_fps)
-    announce(cascade, base, refine)
+    announce(cascade, base, refine, refine_strength=refine_strength)
 
     # 3. Sample
     request = {
@@ -108,6 +110,7 @@ def generate(
         "refine_steps": refine_steps,
         "refine_strength": refine_strength,
         "fit": fit.value,
+        "exact": exact,
     }
     with Progress(expected_steps(base, refine)) as progress:
         result = cascade(picture, **request, progress=progress)
@@ -122,25 +125,31 @@ def stage_options(
     size: tuple[int, int] | None,
     is_refined: bool,
     refine_steps: int | None = None,
+    exact: bool = False,
     **changes: Any,
 ) -> tuple[BaseOptions, RefineOptions | None]:
     """The options that the cascade will run with. Raises ValueError before any work if it cannot."""
     from i2vgen.pipelines.options import replaced
 
+    if cascade.base is None:
+        raise ValueError(f"model {cascade.model_name!r} is a refiner alone: use i2vgen refine, or give it as --refiner")
     if is_refined and cascade.refiner is None:
         raise ValueError(f"model {cascade.model_name!r} has no refinement stage: add --no-refine")
-    base_size, final_size = cascade.sizes_for(image_size, size, is_refined)
+    base_size, final_size = cascade.sizes_for(image_size, size, is_refined, exact)
     base = replaced(cascade.base.options, width=base_size[0], height=base_size[1], **changes)
+    base = cascade.base.exact_options(base) if exact else base
     cascade.base.check_size(base.height, base.width)
     if not is_refined:
         return base, None
     width, height = final_size
-    return base, replaced(cascade.refiner.options, width=width, height=height, num_inference_steps=refine_steps)
+    refine = replaced(cascade.refiner.options, width=width, height=height, num_inference_steps=refine_steps)
+    return base, cascade.refiner.exact_options(refine) if exact else refine
 
 
 def expected_steps(base: BaseOptions | None, refine: RefineOptions | None) -> dict[str, int]:
-    stages = {"base": base, "refine": refine}
-    return {name: stage.num_inference_steps for name, stage in stages.items() if stage is not None}
+    """Steps of each stage as far as they are known before it starts; it tells the true number with its first."""
+    steps = {} if base is None else {"base": base.num_inference_steps}
+    return steps if refine is None else steps | {"refine": refine.num_inference_steps + refine.inversion_steps}
 
 
 def finish(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from typing import Annotated
 
 import typer
+
+from i2vgen.batch.fields import parse_size as parse_size
 
 VIDEO, MODEL, OUTPUT = "The video", "Model and machine", "Output"
 
@@ -77,6 +78,7 @@ NegativePrompt = Annotated[
     str | None,
     _option("What to keep away from. \\[the model's]", "--negative-prompt", panel=VIDEO, metavar="TEXT"),
 ]
+NoRefine = Annotated[bool, _option("Stop after the base stage: small and fast.", "--no-refine", panel=VIDEO)]
 RefineSteps = Annotated[
     int | None, _option("Steps of the refinement stage. \\[the model's]", "--refine-steps", panel=VIDEO)
 ]
@@ -93,20 +95,18 @@ Model = Annotated[
     str,
     _option("nano, a model folder, or a hub id such as owner/name. \\[nano]", "--model", "-m", panel=MODEL),
 ]
+Refiner = Annotated[
+    str | None,
+    _option("Folder or hub id of the refiner. \\[the model's own]", "--refiner", panel=MODEL, metavar="MODEL"),
+]
+Exact = Annotated[
+    bool,
+    _option("As the model's original code did it, its quirks and sizes included.", "--exact", panel=VIDEO),
+]
 Device = Annotated[str, _option("auto, cpu, cuda, cuda:1, mps. \\[auto]", "--device", panel=MODEL, metavar="NAME")]
 DtypeOption = Annotated[
     Dtype, _option("auto, float32, bfloat16, float16. \\[auto]", "--dtype", panel=MODEL, metavar="NAME")
 ]
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """ "448x256" -> (448, 256), width first. Raises ValueError for another form."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", text)
-    if match is None:
-        raise ValueError(f"size {text!r}: give width x height in pixels, such as 448x256")
-    return int(match[1]), int(match[2])
 
 
 def check_numbers(

@@ -47,12 +47,9 @@ def check_picture_output(path: str, is_forced: bool) -> None:
 
 def check_fps(path: str, fps: float) -> None:
     """Raise ValueError for a rate that the format of `path` does not have."""
-    from i2vgen.media.writers import MAX_GIF_FPS
+    from i2vgen.media import writers
 
-    if not 0.01 <= fps <= 1000:
-        raise ValueError(f"fps {fps}: give a rate from 1 to 1000")
-    if Path(path).suffix.lower() == ".gif" and fps > MAX_GIF_FPS:
-        raise ValueError(f"fps {fps:g}: a GIF shows at most {MAX_GIF_FPS:.0f}; write .webp or .mp4")
+    writers.check_fps(path, fps)
 
 
 def check_texts(**texts: str | None) -> None:

@@ -66,7 +66,9 @@ def preview(
     guidance: o.Guidance = None,
     negative_prompt: o.NegativePrompt = None,
     fit: o.FitOption = o.Fit.crop,
+    exact: o.Exact = False,
     model: o.Model = "nano",
+    refiner: o.Refiner = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     clip_format: Annotated[
@@ -91,7 +93,8 @@ def preview(
 
       i2vgen preview photo.jpg "the camera pans to the right" --seeds 6 -o previews
 
-    --size is that of the final video, as for generate; the clips have the size of its base stage.
+    --size is that of the final video, as for generate; the clips have the size of its base stage. A --refiner is
+    not run here, but its size and the command to go on with follow from it.
     """
     # 1. Check, before anything slow
     o.check_numbers(first_seed, guidance, seeds=seeds, frames=frames, fps=fps, steps=steps)
@@ -107,14 +110,14 @@ def preview(
     picture, source = open_image(image)
 
     # 2. Load the model; the base stage gets the size that `generate` would give it
-    cascade = open_cascade(model, device, dtype.value)
+    cascade = open_cascade(model, device, dtype.value, refiner)
     changes = {
         "num_frames": frames,
         "target_fps": fps,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
     }
-    base, _ = stage_options(cascade, picture.size, chosen_size, cascade.refiner is not None, **changes)
+    base, _ = stage_options(cascade, picture.size, chosen_size, cascade.refiner is not None, exact=exact, **changes)
     check_fps(names[first_seed], base.target_fps)
     announce(cascade, base, None, repeats=seeds)
 
@@ -131,6 +134,7 @@ def preview(
                 size=(base.width, base.height),
                 **changes,
                 fit=fit.value,
+                exact=exact,
                 progress=progress,
             )
         path = write_video_file(name, result.frames[0], result.fps, result.settings[0] | {"image": source})
@@ -145,7 +149,8 @@ def preview(
 
     sheet = contact_sheet([video for _, video, _ in clips], [f"seed {seed}" for seed, _, _ in clips], columns=2)
     sheet_path = write_picture(folder / SHEET_NAME, sheet)
-    given = changes | {"size": size, "negative_prompt": negative_prompt, "fit": fit.value, "model": model}
+    given = changes | {"size": size, "negative_prompt": negative_prompt, "fit": fit.value, "exact": exact}
+    given |= {"model": model, "refiner": refiner}
     command = next_command(image, prompt, first_seed, given | {"device": device, "dtype": dtype.value})
     if json:
         listed = [{"seed": seed, **facts} for seed, _, facts in clips]
@@ -171,6 +176,8 @@ def next_command(image: str, prompt: str, seed: int, given: dict[str, Any]) -> s
     }
     words = ["i2vgen", "generate", image, prompt, "-o", f"seed-{seed:05d}.mp4", "--seed", str(seed)]
     for name, value in given.items():
-        if value is not None and value != defaults.get(name):
+        if value is True:
+            words.append(f"--{name}")
+        elif value not in (None, False, defaults.get(name)):
             words += [f"--{names.get(name, name).replace('_', '-')}", str(value)]
     return shlex.join(words)

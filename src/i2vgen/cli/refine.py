@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2vgen.cli import options as o
+from i2vgen.cli.generate import expected_steps
 from i2vgen.cli.output import (
     check_fps,
     check_output,
@@ -73,6 +74,7 @@ def refine(
             show_default=False,
         ),
     ] = None,
+    exact: o.Exact = False,
     seed: o.Seed = 0,
     frames: Annotated[
         int | None,
@@ -103,10 +105,12 @@ def refine(
 
     # 2. Load the model, settle the options
     cascade = open_cascade(model, device, dtype.value)
-    options = refine_options(cascade, clip.frames.shape[2:0:-1], chosen_size, steps, guidance, negative_prompt)
+    video_size = clip.frames.shape[2:0:-1]
+    options = refine_options(cascade, video_size, chosen_size, steps, guidance, negative_prompt, exact)
     settings = {
         "kind": "refine",
         "model": cascade.model_name,
+        "exact": exact,
         "prompt": prompt,
         "seed": seed,
         "fit": "crop",
@@ -127,23 +131,26 @@ def refine_options(
     steps: int | None,
     guidance: float | None,
     negative_prompt: str | None,
+    exact: bool = False,
 ) -> RefineOptions:
     """The options that the refiner will run with; sizes are (width, height)."""
     from i2vgen.pipelines.options import replaced
 
     if cascade.refiner is None:
         raise ValueError(f"model {cascade.model_name!r} has no refinement stage: choose another --model")
-    width, height = size or cascade.refined_size(*video_size)
+    own = cascade.refiner.options
+    width, height = size or ((own.width, own.height) if exact else cascade.refined_size(*video_size))
     if min(width, height) < 8:
         raise ValueError(f"size {width}x{height}: each side must be at least 8 pixels")
-    return replaced(
-        cascade.refiner.options,
+    options = replaced(
+        own,
         width=width,
         height=height,
         num_inference_steps=steps,
         guidance_scale=guidance,
         negative_prompt=negative_prompt,
     )
+    return cascade.refiner.exact_options(options) if exact else options
 
 
 def refine_and_write(
@@ -161,20 +168,22 @@ def refine_and_write(
     from i2vgen.media import frames_to_uint8
     from i2vgen.pipelines.cascade import versions
 
-    announce(cascade, None, options, len(frames))
+    announce(cascade, None, options, len(frames), refine_strength=settings["refine_strength"])
     cascade.refiner.options = options
     # The rate that the model is told is a whole number.
     target_fps = max(1, round(settings["fps"]))
-    with Progress({"refine": options.num_inference_steps}) as progress:
+    with Progress(expected_steps(None, options)) as progress:
 
         def report(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
-            progress("refine", step + 1, len(pipeline.scheduler.timesteps))
+            progress("refine", step + 1, pipeline.num_timesteps)
             return {}
 
         result = cascade.refiner(
             prompt=settings["prompt"],
             video=frames,
             image=image,
+            height=options.height,
+            width=options.width,
             refine_strength=settings["refine_strength"],
             target_fps=target_fps,
             generator=torch.Generator().manual_seed(settings["seed"]),
@@ -182,7 +191,7 @@ def refine_and_write(
             callback_on_step_end=report,
             fit=settings["fit"],
         ).frames[0]
-    refined = frames_to_uint8(result.transpose(0, 1).mul(2).sub(1))
+    refined = frames_to_uint8(result.transpose(0, 1).mul(2).sub(1), options.truncate_pixels)
     settings = settings | {
         "device": cascade.vae.device.type,
         "dtype": str(cascade.refine_unet.dtype).removeprefix("torch."),

@@ -54,11 +54,12 @@ def print_json(document: dict[str, Any]) -> None:
 class Progress:
     """Bars on stderr, one a stage, with the time left; only where stderr is a terminal.
 
-    Called by a pipeline as (stage, steps done, steps in all). `stages` gives the expected steps of each.
+    Called by a pipeline as (stage, steps done, steps in all). `stages` gives the expected steps of each, or
+    bytes with the unit "B".
     """
 
-    def __init__(self, stages: dict[str, int], prefix: str = ""):
-        self.stages, self.prefix = dict(stages), prefix
+    def __init__(self, stages: dict[str, int], prefix: str = "", unit: str = " steps"):
+        self.stages, self.prefix, self.unit = dict(stages), prefix, unit
         self.bar = None
         self.stage = ""
         self.begin = time.monotonic()
@@ -90,10 +91,12 @@ class Progress:
         self._close()
         self.stage = stage
         if stage:
-            layout = "{desc:<16} {bar:30} {n}/{total} steps, {elapsed} so far, {remaining} left"
+            layout = "{desc:<16} {bar:30} {n_fmt}/{total_fmt}{unit}, {elapsed} so far, {remaining} left"
             self.bar = tqdm(
                 total=self.stages.get(stage),
                 desc=self.prefix + stage,
+                unit=self.unit,
+                unit_scale=self.unit == "B",
                 bar_format=layout,
                 file=sys.stderr,
                 disable=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import warnings
@@ -39,37 +38,32 @@ def named_model(model: str) -> str:
     return str(folder.resolve()) if model != "nano" and folder.is_dir() else model
 
 
-def open_cascade(model: str, device: str, dtype: str) -> CascadePipeline:
-    """Load a cascade for a command. Raises ValueError for an unknown model, device or dtype."""
+def open_cascade(model: str, device: str, dtype: str, refiner: str | None = None) -> CascadePipeline:
+    """Load a cascade for a command, with the refiner of another model if one is named.
+
+    Raises ValueError for an unknown model, device or dtype.
+    """
     quiet_libraries()
     from i2vgen.pipelines import load_cascade
 
-    return load_cascade(named_model(model), device=device, dtype=dtype)
+    refiner = None if refiner is None else named_model(refiner)
+    return load_cascade(named_model(model), device=device, dtype=dtype, refiner=refiner)
 
 
 def open_image(source: str) -> tuple[Image.Image, dict[str, Any]]:
     """(picture, what settings keep of it)"""
-    from i2vgen.media import load_image
+    from i2vgen.media.provenance import load_image_with_source
 
-    image = load_image(source)
-    return image, {"path": _lasting(source), "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+    return load_image_with_source(source)
 
 
 def open_video(source: str, max_frames: int | None) -> tuple[Video, dict[str, Any]]:
     """(video, what settings keep of it); the hash is of the frames that are used."""
     from i2vgen.media import load_video
+    from i2vgen.media.provenance import source_record
 
     video = load_video(source, max_frames=max_frames)
-    return video, {"path": _lasting(source), "sha256": hashlib.sha256(video.frames.tobytes()).hexdigest()}
-
-
-def _lasting(source: str) -> str | None:
-    """The absolute path or the address of a source; None for a data URL, which holds the picture itself."""
-    if source[:5].lower() == "data:":
-        return None
-    if source[:8].lower().startswith(("http://", "https://")):
-        return source
-    return str(Path(source).expanduser().resolve())
+    return video, source_record(source, video.frames)
 
 
 def announce(
@@ -78,13 +72,15 @@ def announce(
     refine: RefineOptions | None,
     num_frames: int | None = None,
     repeats: int = 1,
+    refine_strength: float | None = None,
 ) -> None:
     """Say how long a long run will take. Raises ValueError if it cannot fit into memory by far."""
     from i2vgen.cli.info import memory_of
     from i2vgen.pipelines.estimate import estimate
 
     device: torch.device = cascade.vae.device
-    guess = estimate(cascade, base, refine, device, cascade.unet.dtype, num_frames)
+    dtype = (cascade.refine_unet if cascade.unet is None else cascade.unet).dtype
+    guess = estimate(cascade, base, refine, device, dtype, num_frames, refine_strength)
     needed, installed = readable_bytes(guess.memory_bytes), memory_of(device)
     if installed and guess.memory_bytes > installed:
         has = f"{device} has {readable_bytes(installed)}"

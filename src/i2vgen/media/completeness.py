@@ -31,10 +31,15 @@ MP4_BOXES = (
 def check_complete(data: Path | bytes, name: str) -> None:
     """Raise `MediaError` if an MP4, MOV, Matroska or WebM file is shorter than its elements say."""
     with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        is_matroska = file.read(4) == MATROSKA_START
-        needed = _matroska_length(file) if is_matroska else _mp4_length(file, size)
+        check_complete_file(file, name)
+
+
+def check_complete_file(file: BinaryIO, name: str) -> None:
+    """The same for an open file, of which only the headers of its elements are read."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_matroska = file.read(4) == MATROSKA_START
+    needed = _matroska_length(file) if is_matroska else _mp4_length(file, size)
     if needed > size:
         raise MediaError(f"{name} is cut short ({size} of {needed} bytes): copy or download it again")
 

@@ -191,10 +191,11 @@ def _timed_container(data: Path | bytes, rate: float, start: float) -> Iterator[
             container.seek(max(0, int((start - 1 / rate + origin) / stream.time_base)), stream=stream)
         for index, frame in enumerate(container.decode(stream)):
             time = index / rate if frame.time is None else frame.time - origin
-            yield time, 1 / rate, lambda frame=frame: _decode_frame(frame)
+            yield time, 1 / rate, lambda frame=frame: decode_frame(frame)
 
 
-def _decode_frame(frame: av.VideoFrame) -> np.ndarray:
+def decode_frame(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame -> uint8 (h w 3), RGB, upright."""
     options = {}
     if frame.colorspace == UNSPECIFIED_COLORSPACE:
         # What players assume of files that do not say: BT.709 from 720 lines up.

@@ -76,6 +76,14 @@ def check_writable(path: str | os.PathLike) -> None:
             ) from error
 
 
+def check_fps(path: str | os.PathLike, fps: float) -> None:
+    """Raise `MediaError` for a rate, frames a second, that the format of `path` does not have."""
+    if not 0.01 <= fps <= 1000:
+        raise MediaError(f"fps is {fps}: give a rate from 0.01 to 1000")
+    if Path(path).suffix.lower() == ".gif" and fps > MAX_GIF_FPS:
+        raise MediaError(f"fps is {fps:g}: a GIF shows at most {MAX_GIF_FPS:.0f}, write .webp or .mp4")
+
+
 def write_video(
     path: str | os.PathLike,
     frames: np.ndarray | Tensor,
@@ -103,10 +111,7 @@ def write_video(
         raise MediaError(f"frames is {describe(frames)}: give uint8 (f h w 3), or a tensor (3 f h w) in [-1, 1]")
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.size == 0:
         raise MediaError(f"frames has shape {pixels.shape}: expected (f h w 3) with no side zero")
-    if not 0.01 <= fps <= 1000:
-        raise MediaError(f"fps is {fps}: give a rate from 0.01 to 1000")
-    if suffix == ".gif" and fps > MAX_GIF_FPS:
-        raise MediaError(f"fps is {fps}: a GIF shows at most {MAX_GIF_FPS:.0f}, write .webp or .mp4")
+    check_fps(target, fps)
     if quality not in QUALITIES:
         raise MediaError(f"quality is {quality!r}: use one of {', '.join(QUALITIES)}")
     text = None if settings is None else encode_settings(settings)

@@ -15,7 +15,8 @@ from i2vgen.models.prior import MotionPrior
 
 SHORT_SIDE = 96  # pixels of the picture that the network looks at
 MULTIPLE = 8
-STILL = 0.04  # frames a second; slower objects are not moved at all
+STILL = 0.07  # frames a second; what is slower stays where it is
+STRAIGHT = 0.45  # the smaller component, as a share of the larger, below which an object goes straight
 MASK_GAIN = 1.6  # a steeper edge than the network's own, which hesitates at coarse outlines
 
 
@@ -66,7 +67,9 @@ class ObjectPrior(nn.Module):
         """Pixels (b 3 1 h w) in [-1, 1] -> (b 3 f h w), `camera` moving all and the object besides."""
         size = image.shape[-2:]
         logits, velocity = self(image[:, :, 0], text)
-        is_moving = (velocity.float().norm(dim=1) > STILL).float()
+        velocity = velocity.float()
+        velocity = velocity * (velocity.abs() > STRAIGHT * velocity.abs().amax(dim=1, keepdim=True))
+        is_moving = (velocity.norm(dim=1) > STILL).float()
         mask = F.interpolate((MASK_GAIN * logits.float()).sigmoid(), size=size, mode="bilinear", align_corners=False)
         mask = mask * is_moving[:, None, None, None]
         if not is_moving.any():
@@ -78,7 +81,7 @@ class ObjectPrior(nn.Module):
         background = camera.move(fill(picture, 1 - hole)[:, :, None].to(image.dtype), text, fps, num_frames)
         layer = torch.cat([picture * mask, mask], dim=1)
         seconds = torch.arange(num_frames, device=text.device)[None] / fps.float()[:, None]
-        moved = shift(layer, velocity.float()[:, None] * seconds[..., None])
+        moved = shift(layer, velocity[:, None] * seconds[..., None])
         frames = background.float() * (1 - moved[:, 3:]) + moved[:, :3]
         return torch.cat([image.float(), frames[:, :, 1:]], dim=2).to(image.dtype)
 

@@ -25,8 +25,10 @@ from i2vgen.pipelines.conditioning import (
     prepare_image,
     step_options,
 )
+from i2vgen.pipelines.exact import exact_base
 from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
 from i2vgen.pipelines.options import BaseOptions, replaced
+from i2vgen.pipelines.start import base_scheduler
 from i2vgen.schedulers import apply_guidance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -70,7 +72,17 @@ class I2VGenXLPipeline(FamilyPipeline):
         )
         self.register_to_config(base_defaults=dict(base_defaults or {}))
         self.options = options_of_folder(BaseOptions, self.config.base_defaults, "base_defaults")
+        self._num_timesteps = 0
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the current or last run."""
+        return self._num_timesteps
+
+    def exact_options(self, options: BaseOptions) -> BaseOptions:
+        """`options` with what reproduces the original of this model."""
+        return exact_base(options, is_image_only=not self.unet.config.use_image_latents)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError with the nearest valid size if the stage cannot make (height, width) pixels."""
@@ -127,7 +139,7 @@ class I2VGenXLPipeline(FamilyPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, tensors), with the tensors named in
                 `callback_on_step_end_tensor_inputs`; may return {"latents": ...} to go on with others.
             fit: "crop" scales and cuts the image to the size, "pad" shows all of it on black.
-            exact: prepare images to the pixel as the original did, its black row included.
+            exact: reproduce the original end to end, see `i2vgen.pipelines.exact`.
 
         Raises ValueError naming an argument that is out of range, NonFiniteError if the numbers blow up.
         """
@@ -144,6 +156,8 @@ class I2VGenXLPipeline(FamilyPipeline):
             eta=eta,
             decode_chunk_size=decode_chunk_size,
         )
+        if exact:
+            options = self.exact_options(options)
         if cross_attention_kwargs:
             raise ValueError("cross_attention_kwargs is not supported: leave it None")
         if output_type not in OUTPUT_TYPES:
@@ -172,29 +186,34 @@ class I2VGenXLPipeline(FamilyPipeline):
         )
         generators = as_list(generator, count * repeats, "generator")
         device, dtype = self._execution_device, self.unet.dtype
+        scheduler = base_scheduler(self.scheduler, options)
         use_guidance = options.guidance_scale > 1
 
         # 2. Text
         prompt_embeds, negative_prompt_embeds = self._encode_text(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, count, clip_skip, use_guidance
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, count, clip_skip, options
         )
 
         # 3. Image: embedding of the whole, latents of the fitted one
-        pictures = [prepare_image(i, options.width, options.height, fit, exact) for i in as_list(image, count, "image")]
+        size = (options.width, options.height)
+        pictures = [prepare_image(i, *size, fit, options.exact_images) for i in as_list(image, count, "image")]
         image_embeddings = encode_images_clip(
-            self.feature_extractor, self.image_encoder, [p for p, _ in pictures], options.width, exact
+            self.feature_extractor, self.image_encoder, [p for p, _ in pictures], options.width, options.exact_images
         )
         pixels = torch.stack([p for _, p in pictures]).repeat_interleave(repeats, dim=0)
-        image_latents = encode_pixels(self.vae, pixels, generators).to(device, dtype)
-        self.require_finite(image_latents, "encoding of the image")
+        image_latents = None
+        if self.unet.config.use_image_latents:
+            image_latents = encode_pixels(self.vae, pixels, generators).to(device, dtype)
+            self.require_finite(image_latents, "encoding of the image")
         prompt_embeds, negative_prompt_embeds, image_embeddings = (
             None if x is None else x.to(device, dtype).repeat_interleave(repeats, dim=0)
             for x in (prompt_embeds, negative_prompt_embeds, image_embeddings)
         )
 
         # 4. Noise
-        shape = (self.unet.config.in_channels, options.num_frames, *image_latents.shape[-2:])
-        latents = self._starting_noise(latents, shape, generators, options.offset_noise, device)
+        sides = (side // self.vae_scale_factor for side in (options.height, options.width))
+        shape = (self.unet.config.in_channels, options.num_frames, *sides)
+        latents = self._starting_noise(latents, shape, generators, options.offset_noise, scheduler, device)
 
         # 5. Conditions, the same in every step
         fps = torch.full((len(latents),), options.target_fps, device=device)
@@ -211,18 +230,19 @@ class I2VGenXLPipeline(FamilyPipeline):
             )
 
         # 6. Denoise
-        self.scheduler.set_timesteps(options.num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        step = step_options(self.scheduler, eta=options.eta, generator=None if generator is None else generators)
+        scheduler.set_timesteps(options.num_inference_steps, device=device)
+        timesteps = scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        step = step_options(scheduler, eta=options.eta, generator=None if generator is None else generators)
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, t in enumerate(timesteps):
-                inputs = self.scheduler.scale_model_input(latents, t).to(dtype)
+                inputs = scheduler.scale_model_input(latents, t).to(dtype)
                 velocity = [self.unet(inputs, t, conditions=c).sample.float() for c in conditions]
                 if use_guidance:
                     velocity = apply_guidance(*velocity, options.guidance_scale, options.guidance_rescale)
                 else:
                     velocity = velocity[0]
-                latents = self.scheduler.step(velocity, t, latents, **step).prev_sample
+                latents = scheduler.step(velocity, t, latents, **step).prev_sample
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "prompt_embeds": prompt_embeds}
                     known["negative_prompt_embeds"] = negative_prompt_embeds
@@ -235,7 +255,7 @@ class I2VGenXLPipeline(FamilyPipeline):
         frames = latents
         if output_type != "latent":
             frames = decode_latents(self.vae, latents, options.decode_chunk_size)
-            frames = as_output(self.require_finite(frames, "decoding"), output_type)
+            frames = as_output(self.require_finite(frames, "decoding"), output_type, options.truncate_pixels)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -247,23 +267,24 @@ class I2VGenXLPipeline(FamilyPipeline):
         negative_prompt_embeds: torch.Tensor | None,
         count: int,
         clip_skip: int | None,
-        use_guidance: bool,
+        options: BaseOptions,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        pad = options.text_pad_token_id
         if prompt_embeds is None:
-            prompt_embeds = self._tower_text(as_prompts(prompt, count, "prompt"), clip_skip)
+            prompt_embeds = self._tower_text(as_prompts(prompt, count, "prompt"), clip_skip, pad)
         elif len(prompt_embeds) != count:
             prompt_embeds = prompt_embeds.expand(count, -1, -1)
-        if negative_prompt_embeds is None and use_guidance:
-            default = self.options.negative_prompt if negative_prompt is None else negative_prompt
-            negative_prompt_embeds = self._tower_text(as_prompts(default, count, "negative_prompt"), clip_skip)
+        if negative_prompt_embeds is None and options.guidance_scale > 1:
+            default = options.negative_prompt if negative_prompt is None else negative_prompt
+            negative_prompt_embeds = self._tower_text(as_prompts(default, count, "negative_prompt"), clip_skip, pad)
         elif negative_prompt_embeds is not None and len(negative_prompt_embeds) != count:
             negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
         return prompt_embeds, negative_prompt_embeds
 
-    def _tower_text(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor | None:
+    def _tower_text(self, prompts: list[str], clip_skip: int | None, pad: int | None) -> torch.Tensor | None:
         """Text tokens, or None where the model has no text tower (image2video) and no text is given."""
         if self.text_encoder is not None:
-            return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)
+            return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip, pad)
         if any(prompts):
             raise ValueError("prompt: this model has no text encoder; leave prompt and negative_prompt out")
         return None
@@ -281,6 +302,7 @@ class I2VGenXLPipeline(FamilyPipeline):
         shape: tuple[int, ...],
         generators: list[torch.Generator | None],
         offset_noise: float,
+        scheduler: Any,
         device: torch.device,
     ) -> torch.Tensor:
         if latents is not None:
@@ -293,12 +315,12 @@ class I2VGenXLPipeline(FamilyPipeline):
             if offset_noise:
                 one = one + offset_noise * draw((*shape[:2], 1, 1), generator, device, torch.float32)
             noise.append(one)
-        return torch.stack(noise) * self.scheduler.init_noise_sigma
+        return torch.stack(noise) * scheduler.init_noise_sigma
 
 
-def as_output(frames: torch.Tensor, output_type: str) -> Any:
-    """Frames (b 3 f h w) in [-1, 1] -> what `output_type` names."""
+def as_output(frames: torch.Tensor, output_type: str, truncate: bool = False) -> Any:
+    """Frames (b 3 f h w) in [-1, 1] -> what `output_type` names; `truncate` concerns pictures alone."""
     if output_type == "pil":
-        return [[Image.fromarray(f) for f in frames_to_uint8(video)] for video in frames]
+        return [[Image.fromarray(f) for f in frames_to_uint8(video, truncate)] for video in frames]
     frames = frames.transpose(1, 2).add(1).div(2)
     return frames if output_type == "pt" else frames.permute(0, 1, 3, 4, 2).numpy()

@@ -13,15 +13,17 @@ import torch
 import transformers
 
 from i2vgen import __version__
-from i2vgen.media import frames_to_uint8
+from i2vgen.media import frames_to_tensor, frames_to_uint8
 from i2vgen.pipelines.base import I2VGenXLPipeline
 from i2vgen.pipelines.conditioning import as_images, as_list, count_videos, decode_latents, read_image
-from i2vgen.pipelines.loading import FamilyPipeline, parse_device, parse_dtype
+from i2vgen.pipelines.loading import FamilyPipeline
 from i2vgen.pipelines.options import BaseOptions, RefineOptions, replaced
 from i2vgen.pipelines.refine import VideoRefinePipeline
 
 # Longest to shortest side: of sizes chosen for a picture, unless the model's own is longer, and of sizes asked for.
 LONGEST_CHOSEN, LONGEST_ASKED = 16 / 9, 4
+# What a refiner may have of its own, or else shares with the base stage.
+SHARED = ("vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor")
 
 
 @dataclass
@@ -36,14 +38,20 @@ class CascadeOutput:
 
 
 class CascadePipeline(FamilyPipeline):
-    """Base and refinement stage over one set of towers and one VAE.
+    """Base and refinement stage, over one set of towers and one VAE where both can use them.
 
-    The base latents go to the refiner in memory, never through a file. With `release_stages` each stage's
-    weights leave the device before the next stage starts.
+    A refiner with a VAE or towers of its own has them under `refine_` names; None means the base stage's. `base`
+    is None where only a refiner was loaded, `refiner` is None where there is none. The base latents go to the
+    refiner in memory, never through a file. With `release_stages` each stage's weights leave the device before the
+    next stage starts.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->refine_unet->vae"
-    _optional_components = ["refine_unet", "refine_scheduler"]
+    model_cpu_offload_seq = (
+        "text_encoder->image_encoder->unet->refine_text_encoder->refine_image_encoder->refine_unet->refine_vae->vae"
+    )
+    _optional_components = ["text_encoder", "tokenizer", "refine_unet", "refine_scheduler"] + [
+        f"refine_{name}" for name in SHARED
+    ]
 
     def __init__(
         self,
@@ -56,6 +64,11 @@ class CascadePipeline(FamilyPipeline):
         scheduler,
         refine_unet=None,
         refine_scheduler=None,
+        refine_vae=None,
+        refine_text_encoder=None,
+        refine_tokenizer=None,
+        refine_image_encoder=None,
+        refine_feature_extractor=None,
         base_defaults=None,
         refine_defaults=None,
     ):
@@ -70,24 +83,29 @@ class CascadePipeline(FamilyPipeline):
             scheduler=scheduler,
             refine_unet=refine_unet,
             refine_scheduler=refine_scheduler,
+            refine_vae=refine_vae,
+            refine_text_encoder=refine_text_encoder,
+            refine_tokenizer=refine_tokenizer,
+            refine_image_encoder=refine_image_encoder,
+            refine_feature_extractor=refine_feature_extractor,
         )
         self.register_to_config(base_defaults=dict(base_defaults or {}), refine_defaults=dict(refine_defaults or {}))
-        shared = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
-        towers = {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
-        self.base = I2VGenXLPipeline(
-            **shared, **towers, unet=unet, scheduler=scheduler, base_defaults=self.config.base_defaults
-        )
-        self.refiner = None
+        self.base = self.refiner = None
+        shared = {name: getattr(self, name) for name in SHARED}
+        if unet is not None:
+            defaults = self.config.base_defaults
+            self.base = I2VGenXLPipeline(**shared, unet=unet, scheduler=scheduler, base_defaults=defaults)
         if refine_unet is not None:
+            own = {name: getattr(self, f"refine_{name}") for name in SHARED}
             self.refiner = VideoRefinePipeline(
-                **shared,
-                **towers,
+                **{name: shared[name] if part is None else part for name, part in own.items()},
                 unet=refine_unet,
                 scheduler=refine_scheduler,
                 refine_defaults=self.config.refine_defaults,
             )
         self.release_stages = False
         self.model_name = ""
+        self.refiner_name: str | None = None  # where it does not come with the model
 
     @property
     def multiple(self) -> int:
@@ -136,6 +154,7 @@ class CascadePipeline(FamilyPipeline):
         fit: str = "crop",
         keep_base: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
+        exact: bool = False,
     ) -> CascadeOutput:
         """Animate one image or several.
 
@@ -145,10 +164,14 @@ class CascadePipeline(FamilyPipeline):
             refine: False stops after the base stage.
             size: (width, height) of the result; None follows the proportions of the (first) image.
             progress: called as (stage, steps done, steps in all).
+            exact: reproduce the original end to end, see `i2vgen.pipelines.exact`; sizes are then the models' own.
+                The original has a compressed video file between its stages; here it is the frames of that file.
 
         Raises ValueError naming the argument for anything out of range.
         """
         # 1. Check and choose sizes
+        if self.base is None:
+            raise ValueError(f"model {self.model_name!r} is a refiner alone and takes a video: use its `refiner`")
         if refine and self.refiner is None:
             raise ValueError("refine: this model has no refinement stage; pass refine=False")
         image = as_images(image)
@@ -161,7 +184,7 @@ class CascadePipeline(FamilyPipeline):
         )
         seeds = [checked_seed(s) for s in as_list(seed, count, "seed")]
         images = [read_image(i) for i in as_list(image, count, "image")]
-        base_size, final_size = self.sizes_for(images[0].size, size, refine)
+        base_size, final_size = self.sizes_for(images[0].size, size, refine, exact)
         options = replaced(
             self.base.options,
             width=base_size[0],
@@ -171,6 +194,8 @@ class CascadePipeline(FamilyPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
+        if exact:
+            options = self.base.exact_options(options)
         self.base.check_size(options.height, options.width)
         refine_options = None
         if refine:
@@ -182,6 +207,8 @@ class CascadePipeline(FamilyPipeline):
                 num_inference_steps=refine_steps,
                 guidance_scale=refine_guidance_scale,
             )
+            if exact:
+                refine_options = self.refiner.exact_options(refine_options)
             self.refiner.start_timestep(refine_options, refine_strength)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
 
@@ -200,6 +227,7 @@ class CascadePipeline(FamilyPipeline):
             generator=generators,
             output_type="latent",
             fit=fit,
+            exact=exact,
             callback_on_step_end=_stage_progress("base", progress),
         ).frames
 
@@ -207,6 +235,9 @@ class CascadePipeline(FamilyPipeline):
         base_frames = decode_latents(self.vae, latents, options.decode_chunk_size)
         frames = self.require_finite(base_frames, "decoding of the base stage")
         if refine:
+            if exact:
+                pixels = [frames_to_uint8(video, exact=True) for video in base_frames]
+                base_frames = torch.cat([frames_to_tensor(video) for video in pixels])
             self._place(self.refine_unet, self.unet)
             frames = self.refiner(
                 prompt=prompt if refine_prompt is None else refine_prompt,
@@ -222,6 +253,7 @@ class CascadePipeline(FamilyPipeline):
                 motion_from="prompt" if refine_prompt is None else "video",
                 output_type="pt",
                 fit=fit,
+                exact=exact,
                 callback_on_step_end=_stage_progress("refine", progress),
             ).frames
             frames = frames.transpose(1, 2).mul(2).sub(1)
@@ -231,24 +263,29 @@ class CascadePipeline(FamilyPipeline):
         negatives = as_list(negative_prompt, count, "negative_prompt")
         refine_prompts = as_list(refine_prompt, count, "refine_prompt")
         settings = [
-            self._settings(p, n, r, s, options, refine_options, refine_strength, fit)
+            self._settings(p, n, r, s, options, refine_options, refine_strength, fit, exact)
             for p, n, r, s in zip(prompts, negatives, refine_prompts, seeds, strict=True)
         ]
         return CascadeOutput(
-            frames=[frames_to_uint8(f) for f in frames],
-            base_frames=[frames_to_uint8(f) if keep_base else None for f in base_frames],
+            frames=[frames_to_uint8(f, (refine_options or options).truncate_pixels) for f in frames],
+            base_frames=[frames_to_uint8(f, options.truncate_pixels) if keep_base else None for f in base_frames],
             settings=settings,
             base_latents=latents,
             fps=options.target_fps,
         )
 
     def sizes_for(
-        self, image_size: tuple[int, int], size: tuple[int, int] | None, refine: bool
+        self, image_size: tuple[int, int], size: tuple[int, int] | None, refine: bool, exact: bool = False
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) of base and result; `size` is the result's, the base keeps its short side.
 
+        With `exact` the models' own sizes are chosen, and kept where `size` is the last stage's own.
         Raises ValueError for a `size` too small, too long and narrow, or that the base alone cannot make.
         """
+        stages = [self.base.options, self.refiner.options if refine else self.base.options]
+        own = tuple((stage.width, stage.height) for stage in stages)
+        if exact and size in (None, own[1]):
+            return own
         if size is None:
             return self.default_sizes(*image_size)
         width, height = size
@@ -287,13 +324,15 @@ class CascadePipeline(FamilyPipeline):
         refine_options: RefineOptions | None,
         refine_strength: float | None,
         fit: str,
+        exact: bool,
     ) -> dict[str, Any]:
-        default_negative = self.base.options.negative_prompt
         return {
             "kind": "generate",
             "model": self.model_name,
+            "refiner": self.refiner_name,
+            "exact": exact,
             "prompt": prompt,
-            "negative_prompt": default_negative if negative_prompt is None else negative_prompt,
+            "negative_prompt": options.negative_prompt if negative_prompt is None else negative_prompt,
             "refine_prompt": refine_prompt,
             "seed": seed,
             "fit": fit,
@@ -327,24 +366,7 @@ def _stage_progress(stage: str, progress: Callable[[str, int, int], None] | None
         return None
 
     def report(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        progress(stage, step + 1, len(pipeline.scheduler.timesteps))
+        progress(stage, step + 1, pipeline.num_timesteps)
         return {}
 
     return report
-
-
-def load_cascade(
-    model: str = "nano", device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
-) -> CascadePipeline:
-    """Load "nano", a cascade folder or a hub id, ready on `device` (None: the best at hand) in `dtype`.
-
-    Raises ModelError for a folder that cannot be used, ValueError for a device or dtype unknown here.
-    """
-    device = parse_device(device)
-    pipeline = CascadePipeline.from_pretrained(model, torch_dtype=parse_dtype(dtype, device))
-    pipeline.model_name = str(model)
-    pipeline.to(device)
-    for part in (pipeline, pipeline.base, pipeline.refiner):
-        if part is not None:
-            part.set_progress_bar_config(disable=True)
-    return pipeline

@@ -53,9 +53,16 @@ def count_videos(**inputs: Any) -> int:
 
 
 @torch.no_grad()
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: list[str], clip_skip: int | None = 1) -> torch.Tensor:
+def encode_prompts(
+    tokenizer: Any,
+    text_encoder: Any,
+    prompts: list[str],
+    clip_skip: int | None = 1,
+    pad_token_id: int | None = None,
+) -> torch.Tensor:
     """Prompts -> (b n d) text tokens: the layer `clip_skip` before the last, through the final norm.
 
+    `pad_token_id` fills up short prompts in place of the tokenizer's own: padding is attended to, so it matters.
     A prompt longer than the tower reads is cut, with a warning naming what was lost.
     """
     layers = text_encoder.config.num_hidden_layers
@@ -72,8 +79,17 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: list[str], clip_s
                 lost[:80] + "..." * (len(lost) > 80),
             )
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    output = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
-    if clip_skip is None:
+    ids = tokens.input_ids
+    if pad_token_id is not None:
+        ids = ids.masked_fill(tokens.attention_mask == 0, pad_token_id)
+    return encode_tokens(text_encoder, ids, clip_skip)
+
+
+@torch.no_grad()
+def encode_tokens(text_encoder: Any, ids: torch.Tensor, clip_skip: int | None = 1) -> torch.Tensor:
+    """Token ids (b n) -> (b n d): the layer `clip_skip` before the last, through the final norm."""
+    output = text_encoder(ids.to(text_encoder.device), output_hidden_states=True)
+    if not clip_skip:
         return output.last_hidden_state
     # transformers 4 keeps the norm in an inner text_model, transformers 5 on the model itself
     norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm

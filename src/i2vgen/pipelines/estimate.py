@@ -13,7 +13,8 @@ The speed of the device is measured for a fraction of a second: one matrix produ
               + num_operations x seconds per operation
     memory  = weights + the largest peak of any network + the frames in float32 + the libraries
 
-Networks: base UNet (steps x 2 with guidance), refiner UNet (evaluations x windows x 2 with guidance), VAE
+Networks: base UNet (steps x 2 with guidance), refiner UNet (evaluations x windows x 2 with guidance, and those of
+an inversion once), VAE
 (image, decoded base video, encoded and decoded refined video). The text and image towers count as weights.
 It is an estimate, meant to be within a factor of 2: other work on the machine, and convolutions that run far
 better or worse than matrix products, move it.
@@ -39,12 +40,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from i2vgen.pipelines.cascade import CascadePipeline
-from i2vgen.pipelines.loading import OUR_CLASSES, resolve_folder
+from i2vgen.pipelines.frames import frame_windows
+from i2vgen.pipelines.loading import OUR_CLASSES, ModelError, folder_role, resolve_folder
 from i2vgen.pipelines.options import BaseOptions, RefineOptions
-from i2vgen.pipelines.refine import frame_windows
+from i2vgen.pipelines.start import count_base, count_refine
 
 MATMUL_SHARE = 0.7  # of the speed of a large matrix product, what convolutions and small products reach
 LIBRARY_BYTES = 6e8  # torch and its kernels, with nothing loaded
+HELD = ("vae", "text_encoder", "image_encoder", "unet")  # components with weights, of each stage
 MEASURE_SECONDS = 0.12  # for each of the two measurements of speed
 
 
@@ -194,9 +197,11 @@ def skeleton(model: str) -> CascadePipeline:
     Its `tower_parameters` counts the parameters of text and image tower. Raises ModelError as loading does.
     """
     folder = resolve_folder(model, CascadePipeline, {})
+    if folder_role(folder) == "refiner":
+        raise ModelError(f"model {str(model)!r} is a refiner alone: name the model whose base stage it follows")
     index = json.loads((folder / "model_index.json").read_text())
     parts: dict[str, Any] = dict.fromkeys(CascadePipeline._get_signature_keys(CascadePipeline)[0])
-    for name in ("vae", "unet", "scheduler", "refine_unet", "refine_scheduler"):
+    for name in ("vae", "unet", "scheduler", "refine_vae", "refine_unet", "refine_scheduler"):
         entry = index.get(name) or (None, None)
         if entry[1] is None:
             continue
@@ -209,7 +214,8 @@ def skeleton(model: str) -> CascadePipeline:
             parts[name] = kind.from_config(kind.load_config(folder / name))
     defaults = {name: index.get(name) for name in ("base_defaults", "refine_defaults")}
     cascade = CascadePipeline(**parts, **defaults)
-    cascade.tower_parameters = sum(_saved_parameters(folder / name) for name in ("text_encoder", "image_encoder"))
+    towers = ("text_encoder", "image_encoder", "refine_text_encoder", "refine_image_encoder")
+    cascade.tower_parameters = sum(_saved_parameters(folder / name) for name in towers)
     return cascade
 
 
@@ -258,6 +264,7 @@ def estimate(
     device: torch.device,
     dtype: torch.dtype,
     num_frames: int | None = None,
+    refine_strength: float | None = None,
 ) -> Estimate:
     """Estimate a run of the stages whose options are given.
 
@@ -265,27 +272,27 @@ def estimate(
     """
     num_frames = base.num_frames if base is not None else num_frames
     stages: dict[str, Cost] = {}
-    weights = _parameters(cascade.vae) + getattr(cascade, "tower_parameters", 0)
-    weights += _parameters(cascade.text_encoder) + _parameters(cascade.image_encoder)
+    parts = [getattr(cascade, f"{stage}{name}") for stage in ("", "refine_") for name in HELD]
+    weights = sum(_parameters(part) for part in parts) + getattr(cascade, "tower_parameters", 0)
     if base is not None:
         factor = cascade.base.vae_scale_factor
         one = unet_cost(cascade.unet, base.num_frames, base.height // factor, base.width // factor, dtype)
-        stages["base"] = one.times(base.num_inference_steps * (2 if base.guidance_scale > 1 else 1))
+        steps = count_base(cascade.scheduler, base)
+        stages["base"] = one.times(steps * (2 if base.guidance_scale > 1 else 1))
         encode, decode = vae_cost(cascade.vae, base.height, base.width, dtype)
         stages["decode"] = encode + decode.times(num_frames)
     if refine is not None:
         factor = cascade.refiner.vae_scale_factor
-        height, width = cascade.refiner._padded(refine.height, refine.width)
+        height, width = cascade.refiner.padded_size(refine.height, refine.width)
         windows = frame_windows(num_frames, refine.window_frames, refine.window_overlap)
         one = unet_cost(cascade.refine_unet, windows[0][1] - windows[0][0], height // factor, width // factor, dtype)
-        solver_passes = 2 if cascade.refine_scheduler.config.solver == "heun" else 1
-        evaluations = refine.num_inference_steps * solver_passes * len(windows)
-        evaluations *= 2 if refine.guidance_scale > 1 else 1
-        encode, decode = vae_cost(cascade.vae, refine.height, refine.width, dtype)
+        start = cascade.refiner.start_timestep(refine, refine_strength)
+        share = cascade.refiner.share(start, refine_strength)
+        inverted, steps = count_refine(cascade.refine_scheduler, refine, start, share)
+        evaluations = (inverted + steps * (2 if refine.guidance_scale > 1 else 1)) * len(windows)
+        encode, decode = vae_cost(cascade.refiner.vae, refine.height, refine.width, dtype)
         stages["refine"] = one.times(evaluations)
         stages["decode"] = stages.get("decode", Cost()) + (encode + decode).times(num_frames)
-    for unet in (cascade.unet, cascade.refine_unet):
-        weights += _parameters(unet)
 
     speed = measure_speed(device, dtype)
     seconds = {

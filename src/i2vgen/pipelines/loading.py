@@ -5,17 +5,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import get_device
 
+from i2vgen.checkpoints.components import defaults_of, image_processor_of, plan, tokenizer_of
+from i2vgen.checkpoints.folders import ReleasedFolder, find_folder
+from i2vgen.checkpoints.released import RELEASED
+from i2vgen.checkpoints.variants import variant_defaults
 from i2vgen.models.autoencoder import PatchAutoencoder
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.schedulers import I2VGenDDIMScheduler, VideoRefineScheduler
+from i2vgen.schedulers.ddim import fields_of_diffusers
+
+logger = logging.getLogger(__name__)
 
 NANO_DIR = Path(__file__).resolve().parent.parent / "nano" / "weights"
 OUR_CLASSES = {
@@ -27,13 +37,16 @@ OUR_CLASSES = {
     "VideoRefineScheduler": VideoRefineScheduler,
 }
 WEIGHT_LIBRARIES = ("diffusers", "transformers")
-# A UNet3DConditionModel has no heads but text; the released refiners of that class pad odd heights.
-REFINER_FIELDS = {
+# diffusers' UNet3DConditionModel has no heads but text, and takes heights as it does
+TEXT_ONLY_FIELDS = {
     "use_fps": False,
     "use_image_embeddings": False,
     "use_image_latents": False,
-    "has_odd_height": True,
+    "has_odd_height": False,
 }
+FOREIGN_REFINERS = ("TextToVideoSDPipeline", "VideoToVideoSDPipeline")
+ROLES = {"CascadePipeline": "cascade", "VideoRefinePipeline": "refiner", **dict.fromkeys(FOREIGN_REFINERS, "refiner")}
+STABLE_DIFFUSION_2_LAYERS = 23  # its diffusers folders leave the tower's last layer out
 
 
 class ModelError(ValueError):
@@ -49,16 +62,21 @@ class FamilyPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> FamilyPipeline:
-        """Load "nano", a folder in diffusers layout, or a hub id; keyword arguments as in diffusers.
+        """Load "nano", a folder in diffusers layout, a hub id, or what ModelScope and VGen released as it is: their
+        folder, or a UNet file with the rest around it. Keyword arguments as in diffusers.
 
         Raises ModelError for a folder that is missing, lacks a component, or holds weights of a wrong shape.
         """
+        released = released_folder(pretrained_model_name_or_path)
+        if released is not None:
+            pipeline = cls(**parts_of_released(cls, released, kwargs))
+            pipeline.model_name = str(pretrained_model_name_or_path)
+            return pipeline
         folder = resolve_folder(pretrained_model_name_or_path, cls, kwargs)
-        try:
-            index = json.loads((folder / "model_index.json").read_text())
-        except ValueError as error:
-            raise ModelError(f"model folder {folder}: model_index.json is damaged: {error}") from error
+        index = _read_index(folder)
         expected, _ = cls._get_signature_keys(cls)
+        if index.get("_class_name") in FOREIGN_REFINERS and "refine_defaults" in inspect.signature(cls).parameters:
+            kwargs.setdefault("refine_defaults", _foreign_refine_defaults(folder))
         for name in sorted(expected):
             entry = index.get(name)
             if name in kwargs or entry is None or entry[0] is None:
@@ -67,7 +85,7 @@ class FamilyPipeline(DiffusionPipeline):
                 raise ModelError(f"model folder {folder}: component {name!r} is missing")
             component_class = _component_class(*entry)
             if component_class is not None:
-                kwargs[name] = _load_component(folder, name, component_class, kwargs)
+                kwargs[name] = _load_component(folder, name, component_class, kwargs, index)
         missing = [n for n in expected if n not in index and n not in kwargs and n not in cls._optional_components]
         if missing:
             raise ModelError(f"model folder {folder}: model_index.json names no {missing[0]!r} for {cls.__name__}")
@@ -85,6 +103,24 @@ class FamilyPipeline(DiffusionPipeline):
                 kind = "I2VGenXLUNet" if module.config.use_image_latents else "UNet3DConditionModel"
                 self.register_to_config(**{name: ("diffusers", kind)})
 
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """As in diffusers; without an accelerator, where diffusers raises, all stays on the CPU, with a warning."""
+        if not self._stays_on_cpu(device):
+            super().enable_model_cpu_offload(gpu_id=gpu_id, device=device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As `enable_model_cpu_offload`, layer by layer."""
+        if not self._stays_on_cpu(device):
+            super().enable_sequential_cpu_offload(gpu_id=gpu_id, device=device)
+
+    def _stays_on_cpu(self, device: torch.device | str | None) -> bool:
+        stays = device is None and get_device() == "cpu"
+        if stays:
+            logger.warning("offloading: this machine has no accelerator, the model stays on the CPU")
+        return stays
+
     def require_finite(self, tensor: torch.Tensor, stage: str) -> torch.Tensor:
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(
@@ -93,8 +129,8 @@ class FamilyPipeline(DiffusionPipeline):
         return tensor
 
 
-def resolve_folder(name: str | Path, cls: type[DiffusionPipeline], kwargs: dict[str, Any]) -> Path:
-    """The local folder of "nano", a path, or a hub id (downloaded into the hub's cache)."""
+def local_folder(name: str | Path) -> Path | None:
+    """The folder of "nano" or a path; None for what can only be a hub id. Raises ModelError for neither."""
     folder = NANO_DIR if str(name) == "nano" else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -105,6 +141,13 @@ def resolve_folder(name: str | Path, cls: type[DiffusionPipeline], kwargs: dict[
     looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if looks_local or folder.exists():
         raise ModelError(f"model: no folder at {str(name)!r}; give 'nano', a folder, or a hub id such as owner/name")
+    return None
+
+
+def resolve_folder(name: str | Path, cls: type[DiffusionPipeline], kwargs: dict[str, Any]) -> Path:
+    """The local folder of "nano", a path, or a hub id (downloaded into the hub's cache)."""
+    if (folder := local_folder(name)) is not None:
+        return folder
     hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
     try:
         return Path(cls.download(str(name), **{k: kwargs[k] for k in hub if k in kwargs}))
@@ -120,11 +163,12 @@ def _component_class(library: str, name: str) -> type | None:
     return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 
-def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any]) -> Any:
+def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any], index: dict[str, Any]) -> Any:
     try:
         if issubclass(cls, torch.nn.Module):
             return _load_weights(folder / name, name, cls, kwargs)
-        return cls.from_pretrained(folder / name, **_scheduler_fields(cls, folder / name))
+        is_base = index.get("_class_name") not in FOREIGN_REFINERS
+        return cls.from_pretrained(folder / name, **_scheduler_fields(cls, folder / name, is_base))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"model folder {folder}: component {name!r}: {error}") from error
 
@@ -132,13 +176,15 @@ def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any]) 
 def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> torch.nn.Module:
     """Raises ValueError for weights that are missing, of a wrong shape, or (in our classes) unknown: the
     libraries would only log most of these and go on with random ones."""
-    dtype = kwargs.get("torch_dtype") or torch.float32
-    if isinstance(dtype, dict):
-        dtype = dtype.get(name, dtype.get("default", torch.float32))
-    options = {"torch_dtype": dtype, "variant": kwargs.get("variant"), "output_loading_info": True}
+    options = {
+        "torch_dtype": dtype_of(name, kwargs),
+        "variant": _variant_of(path, kwargs.get("variant")),
+        "output_loading_info": True,
+    }
     is_ours = cls in OUR_CLASSES.values()
-    if is_ours and cls.load_config(path).get("_class_name") == "UNet3DConditionModel":
-        options.update(REFINER_FIELDS)
+    config = cls.load_config(path) if is_ours else {}
+    if config.get("_class_name") == "UNet3DConditionModel":
+        options |= {field: config.get(field, value) for field, value in TEXT_ONLY_FIELDS.items()}
     if issubclass(cls, transformers.PreTrainedModel):
         options["ignore_mismatched_sizes"] = True  # its own error does not say which; they are raised below
     model, found = cls.from_pretrained(path, **options)
@@ -149,13 +195,95 @@ def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> t
     return model
 
 
-def _scheduler_fields(cls: type, path: Path) -> dict[str, Any]:
-    """Fields that mean the same in diffusers' DDIMScheduler under other names."""
+def dtype_of(name: str, kwargs: dict[str, Any]) -> torch.dtype:
+    """What `torch_dtype`, a dtype or a dict of them by component, says for the component `name`."""
+    dtype = kwargs.get("torch_dtype") or torch.float32
+    return dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+
+
+def _variant_of(path: Path, variant: str | None) -> str | None:
+    """`variant` where the component has files of it; folders often have it of some components only."""
+    return variant if variant and any(f".{variant}." in file.name for file in path.iterdir()) else None
+
+
+def _scheduler_fields(cls: type, path: Path, is_base: bool) -> dict[str, Any]:
+    """Fields that diffusers' DDIMScheduler has under other names, or with other defaults."""
     config = cls.load_config(path)
-    if config.get("_class_name") != "DDIMScheduler":
-        return {}
-    spacing = {"linspace": "trailing"}.get(config.get("timestep_spacing"), config.get("timestep_spacing", "leading"))
-    return {"timestep_spacing": spacing}
+    return fields_of_diffusers(config, is_base) if config.get("_class_name") == "DDIMScheduler" else {}
+
+
+def _foreign_refine_defaults(folder: Path) -> dict[str, Any]:
+    defaults, _ = variant_defaults("diffusers-video-to-video")
+    config = _read_index(folder, "text_encoder/config.json") if (folder / "text_encoder").is_dir() else {}
+    return defaults | {"clip_skip": int(config.get("num_hidden_layers", 0) > STABLE_DIFFUSION_2_LAYERS)}
+
+
+def _read_index(folder: Path, name: str = "model_index.json") -> dict[str, Any]:
+    try:
+        index = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model folder {folder}: {name} is damaged: {error}") from error
+    if not isinstance(index, dict):
+        raise ModelError(f"model folder {folder}: {name} is damaged: it holds no JSON object")
+    return index
+
+
+def released_folder(name: str | Path) -> ReleasedFolder | None:
+    """A folder, or a UNet file with the rest around it, as ModelScope and VGen released them; else None.
+
+    Raises ModelError for one that is incomplete.
+    """
+    try:
+        return None if str(name) == "nano" else find_folder(name)
+    except ValueError as error:
+        raise ModelError(f"model: {error}") from error
+
+
+def parts_of_released(cls: type, folder: ReleasedFolder, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the constructor of the pipeline `cls` takes, loaded from a released folder one component at a time.
+
+    A cascade has the folder's base stage, and its refiner if there is one.
+    """
+    parameters = inspect.signature(cls).parameters
+    is_cascade = "refine_unet" in parameters
+    is_refiner = None if is_cascade else "refine_defaults" in parameters
+    try:
+        if is_cascade:
+            folder.variants(is_refiner=False)  # a refiner alone is no cascade
+        components = {component.name: component for component in plan(folder, is_refiner)}
+        parts = dict.fromkeys(set(cls._get_signature_keys(cls)[0]))
+        for variant in folder.variants(is_refiner):
+            role = "refine" if RELEASED[variant].is_refiner else "base"
+            prefix = "refine_" if is_cascade and role == "refine" else ""
+            parts[f"{role}_defaults"], parts[f"{prefix}scheduler"] = defaults_of(folder, variant, components["vae"])
+        if "text_encoder" in components:
+            parts["tokenizer"] = tokenizer_of(folder, components["text_encoder"])
+        if "image_encoder" in components:
+            parts["feature_extractor"] = image_processor_of(folder, components["image_encoder"])
+        parts |= {name: value for name, value in kwargs.items() if name in parts}
+        for name, component in components.items():
+            if name not in kwargs:
+                parts[name] = component.load(dtype_of(name, kwargs))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model: {error}") from error
+    return parts
+
+
+def folder_role(name: str | Path) -> str:
+    """ "base", "refiner" or "cascade": what a folder or hub id is, without loading it."""
+    released = released_folder(name)
+    if released is not None:
+        roles = ["refiner" if RELEASED[variant].is_refiner else "base" for variant in released.variants()]
+        return roles[0] if len(roles) == 1 else "cascade"
+    if (folder := local_folder(name)) is not None:
+        return ROLES.get(_read_index(folder).get("_class_name"), "base")
+    try:
+        index = DiffusionPipeline.load_config(str(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model: {str(name)!r} is no folder here and could not be had from the hub: {error}"
+        ) from error
+    return ROLES.get(index.get("_class_name"), "base")
 
 
 def options_of_folder(kind: type, defaults: dict[str, Any], name: str) -> Any:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from i2vgen.media import frames_to_tensor, frames_to_uint8, load_video
+from i2vgen.media import frames_to_uint8
 from i2vgen.pipelines.base import OUTPUT_TYPES, I2VGenXLPipelineOutput, as_output
 from i2vgen.pipelines.conditioning import (
     as_images,
@@ -27,8 +26,17 @@ from i2vgen.pipelines.conditioning import (
     prepare_image,
     step_options,
 )
+from i2vgen.pipelines.exact import exact_refine
+from i2vgen.pipelines.frames import as_videos, frame_windows, resize_frames, size_like
 from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
 from i2vgen.pipelines.options import RefineOptions, replaced
+from i2vgen.pipelines.start import (
+    inversion_pairs,
+    inversion_scheduler,
+    scheduler_with,
+    set_refine_timesteps,
+    takes_start,
+)
 from i2vgen.schedulers import apply_guidance
 
 
@@ -36,7 +44,10 @@ class VideoRefinePipeline(FamilyPipeline):
     """Video + text to a refined video.
 
     The released refiners see text and the noised video alone. A refiner whose UNet has image heads (nano's)
-    also sees the source image, or without one the first frame of the video.
+    also sees the source image, or without one the first frame of the video. The video is brought to its noise
+    level by noise or, with `inversion_steps`, by DDIM inversion, as sr600 expects.
+
+    Any `UNet3DConditionModel` of diffusers' video-to-video pipelines serves too, with its own scheduler.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -66,6 +77,7 @@ class VideoRefinePipeline(FamilyPipeline):
         )
         self.register_to_config(refine_defaults=dict(refine_defaults or {}))
         self.options = options_of_folder(RefineOptions, self.config.refine_defaults, "refine_defaults")
+        self._num_timesteps = 0
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
@@ -86,10 +98,11 @@ class VideoRefinePipeline(FamilyPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        clip_skip: int | None = 1,
+        clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict | None] | None = None,
         fit: str = "crop",
         motion_from: str = "video",
+        exact: bool = False,
     ) -> I2VGenXLPipelineOutput | tuple:
         """Refine one video or several of the same length and size.
 
@@ -99,12 +112,16 @@ class VideoRefinePipeline(FamilyPipeline):
             height, width: size of the result, any; None follows the proportions of the video, at the area of
                 the model's default size if neither is given.
             refine_strength: how far the video is noised, in (0, 1]; 0.6 is t=599 of 1000, what refiners know.
+                With a scheduler of diffusers, also the share of num_inference_steps that is run.
             image: the source image, for refiners that look at it; None means the first frame.
             target_fps: told to refiners that are conditioned on it.
             generator: as in the base stage.
+            clip_skip: layers of the text tower left out at its end; None means the default of the loaded model.
+            callback_on_step_end: as in the base stage; evaluations of an inversion count as steps.
             fit: how `image` is brought to the size.
             motion_from: for refiners with a motion prior (nano's), "video", or "prompt" where the video was made
                 from `image` and this very prompt, so that the photo's own detail can be moved.
+            exact: reproduce the original end to end, see `i2vgen.pipelines.exact`. Its size is the model's own.
 
         Raises ValueError naming an argument that is out of range, NonFiniteError if the numbers blow up.
         """
@@ -115,9 +132,13 @@ class VideoRefinePipeline(FamilyPipeline):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             decode_chunk_size=decode_chunk_size,
+            clip_skip=clip_skip,
             height=height,
             width=width,
         )
+        if exact:
+            options = self.exact_options(options)
+            height, width = options.height, options.width
         if isinstance(target_fps, bool) or not isinstance(target_fps, int) or target_fps < 1:
             raise ValueError(f"target_fps must be a whole number of at least 1, got {target_fps!r}")
         if output_type not in OUTPUT_TYPES:
@@ -125,6 +146,7 @@ class VideoRefinePipeline(FamilyPipeline):
         if motion_from not in ("video", "prompt"):
             raise ValueError(f"motion_from {motion_from!r}: use 'video' or 'prompt'")
         start = self.start_timestep(options, refine_strength)
+        scheduler = scheduler_with(self.scheduler, exact_start=options.exact_start)
         videos, image = as_videos(video), as_images(image)
         count = count_videos(prompt=prompt, negative_prompt=negative_prompt, video=list(videos), image=image)
         if count != len(videos):
@@ -135,19 +157,19 @@ class VideoRefinePipeline(FamilyPipeline):
         use_guidance = options.guidance_scale > 1
 
         # 2. Text
-        prompts = [
-            ", ".join(part for part in (p, options.positive_prompt) if part)
-            for p in as_prompts(prompt, count, "prompt")
-        ]
+        prompts = as_prompts(prompt, count, "prompt")
+        if options.positive_prompt:
+            prompts = [f"{p}, {options.positive_prompt}" for p in prompts]
         negative = options.negative_prompt if negative_prompt is None else negative_prompt
-        embeds = [encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip)]
-        if use_guidance:
-            negatives = as_prompts(negative, count, "negative_prompt")
-            embeds.append(encode_prompts(self.tokenizer, self.text_encoder, negatives, clip_skip))
+        texts = [prompts]
+        if use_guidance or options.inversion_steps:
+            texts.append(as_prompts(negative, count, "negative_prompt"))
+        tower = (self.tokenizer, self.text_encoder)
+        embeds = [encode_prompts(*tower, t, options.clip_skip, options.text_pad_token_id) for t in texts]
 
         # 3. Video to latents of a size that the levels take
-        frames = resize_frames(videos, height, width)
-        padded_height, padded_width = self._padded(height, width)
+        frames = resize_frames(videos, height, width, options.resize)
+        padded_height, padded_width = self.padded_size(height, width)
         frames = F.pad(frames, (0, padded_width - width, 0, padded_height - height, 0, 0), mode="replicate")
         latents = encode_pixels(self.vae, frames, generators).to(device, torch.float32)
         self.require_finite(latents, "encoding of the video")
@@ -169,13 +191,7 @@ class VideoRefinePipeline(FamilyPipeline):
             text = embeds[0].to(device, dtype)
             moved = encode_moved(self.unet, self.vae, pixels, image_latents, text, fps, latents.shape[2])
 
-        # 5. Noise
-        self.scheduler.set_timesteps(min(options.num_inference_steps, start), start_timestep=start, device=device)
-        noise = torch.stack([draw(latents.shape[1:], g, device, torch.float32) for g in generators])
-        latents = self.scheduler.add_noise(latents, noise, self.scheduler.start_timestep)
-        latents = latents * self.scheduler.init_noise_sigma
-
-        # 6. Denoise, long videos in overlapping windows
+        # 5. Long videos go in overlapping windows
         windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
         conditions = [
             [
@@ -184,28 +200,60 @@ class VideoRefinePipeline(FamilyPipeline):
             ]
             for i, e in enumerate(embeds)
         ]
-        step = step_options(self.scheduler, generator=None if generator is None else generators)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
-            for index, t in enumerate(self.scheduler.timesteps):
-                velocity = [self._predict(latents, t, windows, c) for c in conditions]
+
+        # 6. To the starting level
+        pairs = inversion_pairs(options, start)
+        timesteps, level = set_refine_timesteps(scheduler, options, start, self.share(start, refine_strength), device)
+        self._num_timesteps = len(pairs) + len(timesteps)
+        with self.progress_bar(total=self._num_timesteps) as bar:
+
+            def report(index: int, t: Any, latents: torch.Tensor) -> torch.Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return latents
+                return (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get("latents", latents)
+
+            if pairs:
+                inverter = inversion_scheduler()
+                for index, (t, next_t) in enumerate(pairs):
+                    velocity = self._predict(latents, t, windows, conditions[1])
+                    latents = report(index, t, inverter.invert_step(velocity, t, next_t, latents))
+                self.require_finite(latents, "inversion of the video")
+            else:
+                noise = torch.stack([draw(latents.shape[1:], g, device, torch.float32) for g in generators])
+                latents = scheduler.add_noise(latents, noise, torch.tensor([level], device=device))
+            if takes_start(scheduler):
+                latents = latents * scheduler.init_noise_sigma
+
+            # 7. Denoise
+            step = step_options(scheduler, generator=None if generator is None else generators)
+            for index, t in enumerate(timesteps, start=len(pairs)):
+                inputs = scheduler.scale_model_input(latents, t)
+                velocity = [self._predict(inputs, t, windows, c) for c in conditions[: 1 + use_guidance]]
                 if use_guidance:
                     velocity = apply_guidance(*velocity, options.guidance_scale, options.guidance_rescale)
                 else:
                     velocity = velocity[0]
-                latents = self.scheduler.step(velocity, t, latents, **step).prev_sample
-                if callback_on_step_end is not None:
-                    latents = (callback_on_step_end(self, index, t, {"latents": latents}) or {}).get("latents", latents)
-                bar.update()
+                latents = report(index, t, scheduler.step(velocity, t, latents, **step).prev_sample)
         self.require_finite(latents, "refinement stage")
 
-        # 7. Decode, cut the padding off
+        # 8. Decode, cut the padding off
         result = latents
         if output_type != "latent":
             decoded = decode_latents(self.vae, latents, options.decode_chunk_size)
             self.require_finite(decoded, "decoding")
-            result = as_output(decoded[..., :height, :width], output_type)
+            result = as_output(decoded[..., :height, :width], output_type, options.truncate_pixels)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=result) if return_dict else (result,)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the current or last run, those of an inversion included."""
+        return self._num_timesteps
+
+    def exact_options(self, options: RefineOptions) -> RefineOptions:
+        """`options` with what reproduces the original of this refiner."""
+        return exact_refine(options, self.unet.config.use_decoder_edits)
 
     def start_timestep(self, options: RefineOptions, refine_strength: float | None) -> int:
         """The noise level that the video is brought to. Raises ValueError for a strength outside (0, 1]."""
@@ -216,7 +264,11 @@ class VideoRefinePipeline(FamilyPipeline):
         total = self.scheduler.config.num_train_timesteps
         return max(1, min(round(refine_strength * total), total) - 1)
 
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
+    def share(self, start: int, refine_strength: float | None) -> float:
+        """Share of the way to pure noise that the video is taken."""
+        return (start + 1) / self.scheduler.config.num_train_timesteps if refine_strength is None else refine_strength
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The next size up that the UNet takes, in pixels."""
         config, scale = self.unet.config, self.vae_scale_factor
         factor = 2 ** (len(config.block_out_channels) - 1)
@@ -249,8 +301,8 @@ class VideoRefinePipeline(FamilyPipeline):
         return self.unet.encode_conditions(stop - start, prompt_embeds, image_embeddings, image_latents, fps, moved)
 
     def _predict(self, latents: torch.Tensor, t: torch.Tensor, windows: list, conditions: list) -> torch.Tensor:
-        """Velocity of all frames: windows blended with weights that fall off towards their ends."""
-        inputs = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+        """The UNet's prediction for all frames: windows blended with weights that fall off towards their ends."""
+        inputs = latents.to(self.unet.dtype)
         if len(windows) == 1:
             return self.unet(inputs, t, conditions=conditions[0]).sample.float()
         total, weights = torch.zeros_like(latents), torch.zeros(latents.shape[2], device=latents.device)
@@ -263,66 +315,5 @@ class VideoRefinePipeline(FamilyPipeline):
         return total / weights[:, None, None]
 
 
-def as_videos(video: Any) -> torch.Tensor:
-    """What `VideoRefinePipeline` takes as video(s) -> (b 3 f h w) in [-1, 1] on the CPU."""
-    if isinstance(video, torch.Tensor):
-        videos = list(video) if video.ndim == 5 else [video]
-    elif isinstance(video, list) and video and not hasattr(video[0], "getbbox"):
-        videos = video
-    else:
-        videos = [video]
-    tensors = [v.float().cpu() if isinstance(v, torch.Tensor) else _load(v) for v in videos]
-    for tensor in tensors:
-        if tensor.ndim != 4 or tensor.shape[0] != 3 or 0 in tensor.shape:
-            raise ValueError(f"video: expected (3 f h w), got shape {tuple(tensor.shape)}")
-        if tensor.shape != tensors[0].shape:
-            raise ValueError("video: videos of one call must have the same length and size; refine them one by one")
-        if not torch.isfinite(tensor).all():
-            raise ValueError("video: holds NaN or infinity")
-        if tensor.abs().max() > 1.1:
-            raise ValueError(f"video: tensors must be in [-1, 1], got a value of {tensor.abs().max():.4g}")
-    return torch.stack(tensors)
-
-
-def _load(source: Any) -> torch.Tensor:
-    if isinstance(source, list):
-        source = np.stack([np.asarray(frame.convert("RGB")) for frame in source])
-    return frames_to_tensor(load_video(source).frames)[0]
-
-
 def _first_frame(video: torch.Tensor) -> Image.Image:
     return Image.fromarray(frames_to_uint8(video[:, :1])[0])
-
-
-def size_like(videos: torch.Tensor, height: int | None, width: int | None, area: int) -> tuple[int, int]:
-    """(height, width): what is None follows the proportions of the videos (b 3 f h w), in even numbers."""
-    h, w = videos.shape[-2:]
-    if height is None and width is None:
-        height = max(2, round(math.sqrt(area * h / w) / 2) * 2)
-    if width is None:
-        return height, max(2, round(height * w / h / 2) * 2)
-    return height or max(2, round(width * h / w / 2) * 2), width
-
-
-def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(b 3 f h w) -> (b 3 f height width): cover the size (antialiased bilinear), cut the centre."""
-    b, _, f, h, w = frames.shape
-    scale = max(height / h, width / w)
-    size = (max(height, round(h * scale)), max(width, round(w * scale)))
-    flat = frames.transpose(1, 2).flatten(0, 1)
-    if size != (h, w):
-        flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    flat = flat[..., top : top + height, left : left + width]
-    return flat.unflatten(0, (b, f)).transpose(1, 2)
-
-
-def frame_windows(num_frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
-    """Half-open windows of `length` frames that cover all frames, neighbours sharing at least `overlap`."""
-    if num_frames <= length:
-        return [(0, num_frames)]
-    if not 0 <= overlap < length:
-        raise ValueError(f"window_overlap must be from 0 to below window_frames {length}, got {overlap}")
-    count = -(-(num_frames - overlap) // (length - overlap))
-    starts = [round(i * (num_frames - length) / (count - 1)) for i in range(count)]
-    return [(s, s + length) for s in starts]

@@ -7,6 +7,8 @@ schedule in float32, and its trailing spacing may return one step too many.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -157,7 +159,8 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
         Timesteps rise from 0 by stride = levels // num_inference_steps, so that the pairs are more than asked
         for where the division leaves a rest. Without `end_timestep` all levels are used and the last
         next_timestep is `num_train_timesteps`, pure noise; with it, the last state is that of `end_timestep`
-        (VGen's refiner: 30 steps to 699, 31 pairs).
+        (VGen's refiner: 30 steps to 699, 31 pairs). Where a timestep falls on `end_timestep` itself, its pair
+        changes nothing, as in the original.
 
         Raises ValueError for more steps than levels or an `end_timestep` outside the schedule.
         """
@@ -179,7 +182,7 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
         `set_timesteps`; a `next_timestep` of `num_train_timesteps` is pure noise.
         """
         total = self.config.num_train_timesteps
-        if not 0 <= timestep < next_timestep <= total:
+        if not 0 <= timestep <= next_timestep <= total:
             raise ValueError(f"timestep is {timestep}, next_timestep {next_timestep}; they rise within 0 to {total}")
         original, epsilon = self._predict(model_output, timestep, sample)
         alpha_bar_next = self.alphas_cumprod[next_timestep].item() if next_timestep < total else 0.0
@@ -237,3 +240,30 @@ class I2VGenDDIMScheduler(SchedulerMixin, ConfigMixin):
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def fields_of_diffusers(config: Mapping[str, Any], is_base: bool) -> dict[str, Any]:
+    """Fields of `I2VGenDDIMScheduler` for what a configuration of diffusers' DDIMScheduler says.
+
+    What it leaves out has diffusers' defaults, which are not ours. With `is_base`, its `set_alpha_to_one` is not
+    followed: the released i2vgen-xl folder has it from a converter, and the original ends at the level of t=0.
+
+    Raises ValueError naming a setting that `I2VGenDDIMScheduler` does not have.
+    """
+    schedule = config.get("beta_schedule", "linear")
+    _check_choice("beta_schedule", schedule, COSINE_NAMES + LINEAR_SD_NAMES)
+    if config.get("trained_betas") is not None:
+        raise ValueError("trained_betas are given; only the named beta schedules are known here")
+    spacing = config.get("timestep_spacing", "leading")
+    ends_clean = config.get("set_alpha_to_one", True) and not is_base
+    return {
+        "num_train_timesteps": config.get("num_train_timesteps", 1000),
+        "beta_schedule": schedule,
+        "beta_start": config.get("beta_start", 0.0001),
+        "beta_end": config.get("beta_end", 0.02),
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
+        "prediction_type": config.get("prediction_type", "epsilon"),
+        "timestep_spacing": {"linspace": "trailing"}.get(spacing, spacing),
+        "steps_offset": config.get("steps_offset", 0),
+        "final_alpha_cumprod": "one" if ends_clean else "first",
+    }

@@ -16,7 +16,7 @@ from .process import Generators, StepOutput, compute_dtype, diffuse, step_noise,
 from .schedules import alphas_from_sigmas, logsnr_cosine_interp_sigmas
 
 SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m", "heun")
-DISCRETIZATIONS = ("trailing", "linspace")
+DISCRETIZATIONS = ("trailing", "linspace", "leading")
 
 
 class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
@@ -36,7 +36,8 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         solver: "dpmpp_2m_sde", "dpmpp_2m" (the same without added noise) or "heun".
         eta: noise that "dpmpp_2m_sde" adds, from 0 (none) to 1; the other solvers add none.
         start_timestep: level that the input is noised to; refiners are trained on 0 to 599 only.
-        discretization: "trailing" spreads the levels over (0, start_timestep], "linspace" includes both ends.
+        discretization: "trailing" spreads the levels over (0, start_timestep], "linspace" includes both ends,
+            "leading" spreads them over [0, start_timestep): the first level then lies below that of the input.
         exact_start: multiply the noised input by its sigma (0.9724 at t=599), because the original scales it
             by sigma / alpha where 1 / alpha is due; False gives the model the noised input as it is.
     """
@@ -77,7 +78,11 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Factor on the noised latents that makes them the sample of the first step; see `exact_start`."""
-        return self.sigmas[self.start_timestep].item() if self.config.exact_start else 1.0
+        if not self.config.exact_start:
+            return 1.0
+        if self.config.discretization == "leading" and self._evaluations:
+            return self._alpha_sigma(0)[1]
+        return self.sigmas[self.start_timestep].item()
 
     @property
     def step_index(self) -> int | None:
@@ -238,10 +243,12 @@ class VideoRefineScheduler(SchedulerMixin, ConfigMixin):
         """Fractional timesteps `(n,)` of the noisy levels, float64, falling from `start_timestep`."""
         # DPM-Solver++ spreads one level more and leaves out the last, so that it ends with a larger step.
         num_levels = num_inference_steps + (self.config.solver != "heun")
-        if self.config.discretization == "trailing":
-            spacing = (self.start_timestep + 1) / num_levels
-        else:
+        if self.config.discretization == "linspace":
             spacing = self.start_timestep / max(num_levels - 1, 1)
+        else:
+            spacing = (self.start_timestep + 1) / num_levels
+        if self.config.discretization == "leading":
+            return spacing * torch.arange(num_levels - 1, -1, -1, dtype=torch.float64)[:num_inference_steps]
         times = self.start_timestep - spacing * torch.arange(num_inference_steps, dtype=torch.float64)
         return times.clamp(min=0)  # the last one may round to just below 0
 

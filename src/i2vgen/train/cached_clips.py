@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.train.cache import load_cache
 from i2vgen.train.config import TrainConfig
-from i2vgen.train.motion_prior import PRIOR_FILE, PixelMover, residual_variances
-from i2vgen.train.object_prior import PRIOR_FILE as OBJECT_PRIOR_FILE
+from i2vgen.train.motion_prior import PixelMover, residual_variances, set_priors
 from i2vgen.train.objective import NoiseLevels
 from i2vgen.train.tower_reading import Towers
 from i2vgen.train.workers import Workers
@@ -44,20 +42,16 @@ class CachedClips:
         self.bucket_shares = counts / counts.sum()
 
     def _make_mover(self, unet: I2VGenXLUNet, levels: NoiseLevels) -> PixelMover:
-        """The trained priors, put into the UNet, frozen, with the schedule of this stage."""
-        prior, objects = unet.motion_prior, None
-        prior.load_state_dict(load_file(Path(self.options.prior_dir) / PRIOR_FILE))
-        prior.requires_grad_(False)
-        if unet.config.use_object_prior:
-            objects = unet.object_prior
-            objects.load_state_dict(load_file(Path(self.options.object_prior_dir) / OBJECT_PRIOR_FILE))
-            objects.requires_grad_(False)
-        mover = PixelMover(prior, self.options.vae_dir, objects)
-        prior.set_statistics(levels.alphas, levels.sigmas, residual_variances(mover, self.buckets, self.embeddings))
+        """The priors in the UNet; those newly trained also learn the schedule of this stage and their own error."""
+        mover = PixelMover(unet.motion_prior, self.options.vae_dir, set_priors(unet, self.options))
+        mover.to(self.workers.device)
+        if self.options.prior_dir:
+            variances = residual_variances(mover, self.buckets, self.embeddings)
+            unet.motion_prior.set_statistics(levels.alphas, levels.sigmas, variances)
         return mover
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """This process's rows: latents (b c f h w), text (b n d), image (b d), fps (b), rows (b), maybe moved."""
+        """This process's rows: latents (b c f h w), text (b n d), image (b d), fps (b), rows (b)."""
         rng = np.random.default_rng([self.config.run.seed, 4, step])
         num_frames = int(rng.choice(self.frames, p=self.frame_shares))
         index = int(rng.choice(len(self.buckets), p=self.bucket_shares))
@@ -72,16 +66,13 @@ class CachedClips:
         latents = bucket.latents[chosen, start : start + stride * (num_frames - 1) + 1 : stride]
         latents = latents.float().transpose(1, 2)
         texts, fps = text[chosen].float(), torch.full((len(chosen),), self.config.data.fps / stride)
-        batch = {
+        return {
             "latents": latents,
             "text": texts,
             "image": image[chosen].float(),
             "fps": fps,
             "rows": torch.arange(size)[mine],
         }
-        if self.mover is not None:  # both guidance branches share it, so text dropout leaves it
-            batch["moved"] = self.mover.move(latents[:, :, :1], texts, fps, num_frames)
-        return batch
 
     def _batch_size(self, shape: torch.Size, num_frames: int) -> int:
         """About as many latent pixels in every batch: `batch_size` clips of 4 square frames, shared evenly."""
@@ -97,14 +88,13 @@ class CachedClips:
         latents = bucket.latents[rows].float().transpose(1, 2)
         fps = torch.full((len(latents),), float(self.config.data.fps))
         batch = {"latents": latents, "text": text[rows].float(), "image": image[rows].float(), "fps": fps}
-        if self.mover is not None:
-            batch["moved"] = self.mover.move(latents[:, :, :1], batch["text"], fps, latents.shape[2])
-        return batch | {"rows": torch.arange(len(latents))}
-
-    def captions(self) -> list[str]:
-        """Of the clips of `held_out`."""
-        return self.val_buckets[0].captions[:NUM_HELD_OUT]
+        return batch | {"captions": bucket.captions[rows], "rows": torch.arange(len(latents))}
 
     def encoded(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch as the denoiser reads it; here it has been encoded ahead."""
-        return batch
+        """The batch, encoded ahead, with the image moved by the text: both guidance branches share that, so it does
+        not go with the text."""
+        if self.mover is None:
+            return dict(batch)
+        latents = batch["latents"]
+        moved = self.mover.move(latents[:, :, :1], batch["text"], batch["fps"], latents.shape[2])
+        return {**batch, "moved": moved}

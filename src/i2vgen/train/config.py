@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2vgen.data.clip_config import ClipDataConfig
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -30,6 +32,8 @@ class DataConfig:
     )
     num_frames: int = 16
     fps: int = 8
+    clips: ClipDataConfig = field(default_factory=ClipDataConfig)  # videos and pictures, where there is no cache
+    val_sources: list[str] = field(default_factory=list)  # as clips.sources, never trained on
 
 
 @dataclass

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from i2vgen.checkpoints.reading import open_tensors
 from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.train.config import TrainConfig
 from i2vgen.train.objective import NoiseLevels, clip_errors, draw_noise
-from i2vgen.train.workers import Workers
+from i2vgen.train.workers import Workers, to_device
 
 MAX_BATCH = 65536  # rows of all processes together
+ADDED_PARTS = ("motion_prior.", "motion_embedding.", "object_prior.")  # that a trained UNet may be given later
 EVALUATED_TIMESTEPS = {"base": (999, 900, 700, 400), "refine": (599, 450, 250, 100)}
 
 
@@ -26,9 +28,8 @@ class ClipSource(Protocol):
     def batch(self, step: int) -> dict:
         """This process's rows of a step, with `rows` (b), their numbers in the batch of all processes."""
 
-    def held_out(self) -> dict: ...
-
-    def captions(self) -> list[str]: ...
+    def held_out(self) -> dict | None:
+        """Clips that are never trained on, with their `captions`, always the same; None if there are none."""
 
     def encoded(self, batch: dict) -> dict[str, torch.Tensor]:
         """latents (b c f h w), text (b n d), image (b d), fps (b), and what else `batch` had."""
@@ -112,9 +113,12 @@ class DenoiserTask:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out clips: velocity error by timestep, and the mean square of a still image."""
+        clips = self.source.held_out()
+        if clips is None:
+            return {}
         self.model.eval()
         result: dict[str, float] = {}
-        encoded = self.source.encoded(self._on_device(self.source.held_out()))
+        encoded = self.source.encoded(to_device(clips, self.workers.device))
         latents = encoded["latents"]
         for t in EVALUATED_TIMESTEPS[self.options.stage]:
             noise = draw_noise(latents.shape, 0, t, encoded["rows"], self.options.offset_noise).to(latents.device)
@@ -126,20 +130,17 @@ class DenoiserTask:
         return result
 
     def samples(self) -> dict[str, np.ndarray]:
-        """Videos of the first held-out clips, always from the same noise: caption -> uint8 (f h w 3)."""
+        """Videos of the first held-out (or else training) clips, from the same noise: caption -> uint8 (f h w 3)."""
         from i2vgen.train.samples import sample_videos
 
+        clips = self.source.held_out() or self.source.batch(0)
         self.model.eval()
-        encoded = self.source.encoded(self._on_device(self.source.held_out()))
-        count = min(self.options.num_samples, len(encoded["latents"]))
-        first = {name: value[:count] for name, value in encoded.items()}
+        encoded = self.source.encoded(to_device(clips, self.workers.device))
+        first = {name: value[: self.options.num_samples] for name, value in encoded.items()}
         videos = sample_videos(self.model, self.options, self.given(first), first["latents"], self.source.empty_text)
         self.model.train()
-        names = [f"{i}-{caption[:40]}" for i, caption in enumerate(self.source.captions())]
+        names = [f"{i}-{caption[:40]}" for i, caption in enumerate(clips["captions"])]
         return {_file_stem(name): frames for name, frames in zip(names, videos, strict=False)}
-
-    def _on_device(self, batch: dict) -> dict:
-        return {k: v.to(self.workers.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     def export(self, folder: Path) -> None:
         self.model.save_pretrained(folder / "unet")
@@ -149,12 +150,27 @@ def initial_unet(config: TrainConfig) -> I2VGenXLUNet:
     """The UNet that a run starts from: trained weights, a pretrained image model's spatial layers, or new ones."""
     options = config.denoiser
     if config.run.init_from:
-        return I2VGenXLUNet.from_pretrained(config.run.init_from, **options.model)
+        return _continued(config.run.init_from, options.model)
     unet = I2VGenXLUNet(**options.model)
     if options.spatial_from:
         from i2vgen.checkpoints import load_spatial
 
         load_spatial(unet, options.spatial_from)
+    return unet
+
+
+def _continued(folder: str, changes: dict) -> I2VGenXLUNet:
+    """The UNet of a component folder with changed fields; parts that a change adds are new."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"run.init_from: no config.json in {folder!r}; name the folder of a UNet")
+    unet = I2VGenXLUNet.from_config({**I2VGenXLUNet.load_config(folder), **changes})
+    with open_tensors(folder) as weights:
+        state = {key: weights.read(key) for key in weights.keys()}  # noqa: SIM118 (not a dict)
+        found = unet.load_state_dict(state, strict=False)
+    missing = [key for key in found.missing_keys if not key.startswith(ADDED_PARTS)]
+    if missing or found.unexpected_keys:
+        wrong = (missing or found.unexpected_keys)[0]
+        raise ValueError(f"run.init_from: {folder} does not fit denoiser.model: {wrong}")
     return unet
 
 
@@ -165,7 +181,7 @@ def clip_source(config: TrainConfig, unet: I2VGenXLUNet, levels: NoiseLevels, wo
         return CachedClips(config, unet, levels, workers)
     from i2vgen.train.live_clips import LiveClips
 
-    return LiveClips(config, workers)
+    return LiveClips(config, unet, levels, workers)
 
 
 def _file_stem(text: str) -> str:

@@ -105,7 +105,7 @@ def fit(task: Task, config: TrainConfig, workers: Workers | None = None, max_ste
             is_last = workers.any(stop.is_set or late) or done == last
             if done % run.evaluate_every == 0 or is_last:
                 with average.in_model():
-                    watch.scalars(done, {f"val_{k}": v for k, v in task.evaluate().items()})
+                    watch.scalars(done, {f"val_{k}": v for k, v in workers.mean(task.evaluate()).items()})
             if run.sample_every and hasattr(task, "samples") and (done % run.sample_every == 0 or is_last):
                 with average.in_model():
                     watch.videos(done, task.samples())

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from i2vgen.models.autoencoder import PatchAutoencoder
+from i2vgen.models.autoencoder import PATCH, PatchAutoencoder
 from i2vgen.models.object_prior import ObjectPrior
 from i2vgen.models.prior import VARIANCE_SAMPLES, MotionPrior
+from i2vgen.models.unet import I2VGenXLUNet
 from i2vgen.train.cache import Bucket, load_cache
-from i2vgen.train.config import TrainConfig
+from i2vgen.train.config import DenoiserConfig, TrainConfig
+from i2vgen.train.object_prior import PRIOR_FILE as OBJECT_PRIOR_FILE
 from i2vgen.train.tower_reading import Towers
 
 PRIOR_FILE = "motion_prior.safetensors"
@@ -72,12 +75,13 @@ class MotionPriorTask:
         save_file(self.model.state_dict(), folder / PRIOR_FILE)
 
 
-class PixelMover:
+class PixelMover(nn.Module):
     """Moves images as the pipelines do: in pixels, encoded afterwards. Cached clips keep latents only, so the
     image is decoded first."""
 
     def __init__(self, prior: MotionPrior, vae_dir: str, objects: ObjectPrior | None = None):
-        # copies, because batches are made in another thread than the one that trains
+        super().__init__()
+        # copies, so that no training mode, sharding or averaging of the UNet reaches them
         self.prior = copy.deepcopy(prior).eval()
         self.objects = copy.deepcopy(objects).eval() if objects is not None else None
         self.vae = PatchAutoencoder.from_pretrained(vae_dir).eval()
@@ -86,17 +90,34 @@ class PixelMover:
     def move(self, image_latents: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Image latents (b c 1 h w) -> (b c f h w)."""
         scale = self.vae.config.scaling_factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(image_latents.device.type, torch.bfloat16):
             pixels = self.vae.decode(image_latents[:, :, 0] / scale).sample.float().clamp(-1, 1)
-        picture = (pixels.unsqueeze(2), text, fps, num_frames)
+        return torch.cat([image_latents, self.move_pixels(pixels.unsqueeze(2), text, fps, num_frames)], dim=2)
+
+    @torch.no_grad()
+    def move_pixels(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Pixels (b 3 1 h w) in [-1, 1] -> latents (b c f-1 h w) of the frames after the image."""
+        picture = (image.float(), text, fps, num_frames)
         moved = self.prior.move(*picture) if self.objects is None else self.objects.move(self.prior, *picture)
-        frames = moved[:, :, 1:]
-        if num_frames == 1:
-            return image_latents
-        flat = rearrange(frames, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            moved = self.vae.encode(flat).latent_dist.mean.float() * scale
-        return torch.cat([image_latents, rearrange(moved, "(b f) c h w -> b c f h w", b=len(pixels))], dim=2)
+        flat = rearrange(moved[:, :, 1:], "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+        if not len(flat):
+            h, w = (side // PATCH for side in image.shape[-2:])
+            return flat.new_zeros(len(image), self.vae.config.latent_channels, 0, h, w)
+        with torch.autocast(flat.device.type, torch.bfloat16):
+            latents = self.vae.encode(flat).latent_dist.mean.float()
+        return rearrange(latents, "(b f) c h w -> b c f h w", b=len(image)) * self.vae.config.scaling_factor
+
+
+def set_priors(unet: I2VGenXLUNet, options: DenoiserConfig) -> ObjectPrior | None:
+    """Load trained priors into a UNet where the options name them, freeze them, and return that of objects."""
+    priors = [(unet.motion_prior, options.prior_dir, PRIOR_FILE)]
+    if unet.config.use_object_prior:
+        priors.append((unet.object_prior, options.object_prior_dir, OBJECT_PRIOR_FILE))
+    for prior, folder, name in priors:
+        if folder:
+            prior.load_state_dict(load_file(Path(folder) / name))
+        prior.requires_grad_(False)
+    return unet.object_prior if unet.config.use_object_prior else None
 
 
 @torch.no_grad()
@@ -104,8 +125,9 @@ def residual_variances(mover: PixelMover, buckets: list[Bucket], embeddings: lis
     """(16 c): mean square of what the frames of cached clips (16 at 8 fps) differ from the moved image by."""
     totals = []
     for bucket, (text, _) in zip(buckets, embeddings, strict=True):
-        clips = bucket.latents[:40].float().transpose(1, 2)
-        fps = torch.full((len(clips),), 8.0)
-        moved = mover.move(clips[:, :, :1], text[:40].float(), fps, VARIANCE_SAMPLES)
+        device = next(mover.parameters()).device
+        clips = bucket.latents[:40].float().transpose(1, 2).to(device)
+        fps = torch.full((len(clips),), 8.0, device=device)
+        moved = mover.move(clips[:, :, :1], text[:40].float().to(device), fps, VARIANCE_SAMPLES)
         totals.append((clips - moved).square().mean(dim=(0, 3, 4)).T)
     return torch.stack(totals).mean(0)

@@ -93,4 +93,4 @@ class ObjectPriorTask:
 
     def export(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict(), folder / PRIOR_FILE)
+        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / PRIOR_FILE)
