@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
 
 from i2vgen.media import (
     MediaError,
     center_crop_wide,
-    clip_crop,
     clip_input,
     fit_image,
     frames_to_tensor,
@@ -25,35 +22,10 @@ from i2vgen.media import (
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
-INDEX = json.loads((GOLDEN / "INDEX.json").read_text())
-CASES = [(name, size) for name in INDEX for size in ("448x256", "256x160")]
-
-
-def case(name, size):
-    return load_image(GOLDEN / f"{name}.png"), tuple(int(side) for side in size.split("x"))
-
-
-@pytest.mark.parametrize("name, size", CASES)
-def test_exact_crops_equal_the_original_to_the_pixel(name, size):
-    image, (width, height) = case(name, size)
-    crop = center_crop_wide(image, (width, height), exact=True)
-    np.testing.assert_array_equal(crop, load_image(GOLDEN / f"{name}_{size}_vae.png"))
-    crop = clip_crop(image, 224, crop_size=width, exact=True)
-    np.testing.assert_array_equal(crop, load_image(GOLDEN / f"{name}_{size}_clip.png"))
-
-
-@pytest.mark.parametrize("name", INDEX)
-def test_normalised_tensors_equal_the_original(name):
-    image, size = case(name, "256x160")
-    golden = load_file(GOLDEN / f"{name}_256x160.safetensors")
-    vae = image_to_tensor(center_crop_wide(image, size, exact=True))
-    np.testing.assert_allclose(vae[:, ::8, ::8], golden["vae_input_every8"][0], atol=1e-6)
-    clip = clip_input(image, crop_size=size[0], exact=True)
-    np.testing.assert_allclose(clip[:, ::8, ::8], golden["clip_input_every8"].reshape(3, 28, 28), atol=1e-6)
 
 
 def test_exact_has_the_black_column_and_the_default_does_not():
-    image, size = case("odd", "448x256")
+    image, size = load_image(GOLDEN / "odd.png"), (448, 256)
     assert np.asarray(center_crop_wide(image, size, exact=True))[:, 0].max() == 0
     white = Image.new("RGB", image.size, "white")
     assert np.asarray(center_crop_wide(white, size, exact=True)).min() == 0

@@ -9,7 +9,7 @@ import torch
 
 from i2vgen.models.prior import MotionPrior
 from i2vgen.models.unet import I2VGenXLUNet
-from i2vgen.train.denoiser import noise_levels
+from i2vgen.train.objective import NoiseLevels
 
 SPREAD = torch.tensor([1.5, 0.8, 0.5, 0.3])
 
@@ -94,7 +94,8 @@ def untrained() -> I2VGenXLUNet:
 @pytest.mark.parametrize("t", [999, 700, 300, 60])
 def test_the_prior_is_the_best_linear_guess(untrained: I2VGenXLUNet, stage: str, t: int) -> None:
     """Frame 0 comes back exactly; for the others no multiple of the sample or the image improves the guess."""
-    alpha, sigma = noise_levels(stage)
+    levels = NoiseLevels.of_stage(stage)
+    alpha, sigma = levels.alphas, levels.sigmas
     variances = torch.cat([torch.zeros(1, 4), (SPREAD**2).expand(15, 4)])
     untrained.motion_prior.set_statistics(alpha, sigma, variances)
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +116,8 @@ def test_the_prior_is_the_best_linear_guess(untrained: I2VGenXLUNet, stage: str,
 
 
 def test_statistics_are_saved_with_the_weights(untrained: I2VGenXLUNet, tmp_path) -> None:
-    untrained.motion_prior.set_statistics(*noise_levels("base"), torch.rand(16, 4))
+    levels = NoiseLevels.of_stage("base")
+    untrained.motion_prior.set_statistics(levels.alphas, levels.sigmas, torch.rand(16, 4))
     untrained.save_pretrained(tmp_path)
     again = I2VGenXLUNet.from_pretrained(tmp_path)
     for name in ("levels", "variances"):

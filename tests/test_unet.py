@@ -1,4 +1,4 @@
-"""The UNet against the original's recorded outputs, against diffusers' classes, and its own properties."""
+"""The UNet's properties, and the same network in diffusers' classes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLUNet as DiffusersI2VGe
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY_UNET, seeded, tiny_unet
-from golden_recipe import GOLDEN, REFINER, VARIANTS, golden_case, golden_unet, run_golden
+from golden_recipe import REFINER, golden_case, golden_unet
 from i2vgen.models.blocks import amplify_decoder
 from i2vgen.models.conditioning import with_frame_planes
 from i2vgen.models.unet import I2VGenXLUNet
-
-CASES = [(name, path.stem) for name in VARIANTS for path in sorted((GOLDEN / "tiny" / name).glob("*.safetensors"))]
-
-
-@pytest.fixture(scope="module")
-def golden_unets():
-    return {name: golden_unet(name) for name in VARIANTS}
+from i2vgen.parity.networks import run_unet
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +33,13 @@ def inputs(b: int = 2, f: int = 3, h: int = 4, w: int = 6, seed: int = 0) -> dic
     }
 
 
-# The original's numbers
-
-
-def test_golden_cases_are_complete():
-    assert len(CASES) == 9
-
-
-@pytest.mark.parametrize(("name", "case"), CASES)
-@torch.no_grad()
-def test_unet_reproduces_the_original(golden_unets, name, case):
-    recorded = golden_case(name, case)
-    if case == "extra_no_image":
-        recorded = {**golden_case(name, "case1"), **recorded}
-        recorded.pop("image")
-    output = run_golden(golden_unets[name], name, recorded)
-    assert output.shape == recorded["output"].shape
-    assert (output - recorded["output"]).abs().max() <= 2e-5
+# The original's numbers are replayed in test_parity.py
 
 
 @torch.no_grad()
-def test_decoder_edits_are_what_parts_the_two_refiners(golden_unets):
+def test_decoder_edits_are_what_parts_the_two_refiners():
     case = golden_case("vgen_sr600", "case0")
-    plain = run_golden(golden_unets["modelscope_vid2vid"], "modelscope_vid2vid", case)
+    plain = run_unet(golden_unet("modelscope_vid2vid"), case["x"], case["t"], case)
     assert (plain - case["output"]).norm() / case["output"].norm() > 0.05
 
 
