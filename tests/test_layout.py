@@ -73,3 +73,11 @@ def test_files_are_small_and_named_for_what_they_hold():
     for path in FILES:
         assert path.stem not in ("utils", "helpers", "misc", "common"), path
         assert len(path.read_text().splitlines()) <= 450, path
+
+
+def test_public_names_are_at_the_top():
+    for name in i2vgen.__all__:
+        assert getattr(i2vgen, name) is not None
+    assert i2vgen.I2VGenXLPipeline.__module__ == "i2vgen.pipelines.base"
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        _ = i2vgen.Pipeline

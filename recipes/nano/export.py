@@ -29,18 +29,20 @@ def prefix_text_keys(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"))
+    parser.add_argument("--base", default="base", help="name of the base stage's run")
+    parser.add_argument("--refine", default="refine", help="name of the refinement stage's run")
     parser.add_argument("--out", type=Path, default=NANO_DIR)
     arguments = parser.parse_args()
     vae = arguments.runs / "vae" / "export" / "vae"
     towers = arguments.runs / "towers" / "export"
-    refine = arguments.runs / "refine" / "export" / "unet"
+    refine = arguments.runs / arguments.refine / "export" / "unet"
     cascade = CascadePipeline(
         vae=PatchAutoencoder.from_pretrained(vae).half(),
         text_encoder=CLIPTextModel.from_pretrained(towers / "text_encoder").half(),
         tokenizer=CLIPTokenizer.from_pretrained(towers / "tokenizer"),
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(towers / "image_encoder").half(),
         feature_extractor=CLIPImageProcessor.from_pretrained(towers / "feature_extractor"),
-        unet=I2VGenXLUNet.from_pretrained(arguments.runs / "base" / "export" / "unet").half(),
+        unet=I2VGenXLUNet.from_pretrained(arguments.runs / arguments.base / "export" / "unet").half(),
         # the schedule is the original's; few steps ask for an even spread from pure noise down to clean
         scheduler=I2VGenDDIMScheduler(timestep_spacing="trailing", final_alpha_cumprod="one"),
         refine_unet=I2VGenXLUNet.from_pretrained(refine).half(),
