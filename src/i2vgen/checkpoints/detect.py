@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from i2vgen.checkpoints.components import VAE_PREFIX
 from i2vgen.checkpoints.configs import source_of
 from i2vgen.checkpoints.errors import CheckpointError
 from i2vgen.checkpoints.folders import find_folder
@@ -18,7 +19,6 @@ from i2vgen.checkpoints.reading import existing_path, open_tensors, read_json
 from i2vgen.checkpoints.released import MODELSCOPE_CONFIG_FILE, RELEASED, TASKS
 from i2vgen.checkpoints.tensor_source import Shape, TensorSource
 
-VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.model."
 INDEX_FILE = "model_index.json"
 VIDEO_TO_VIDEO = "video-to-video"
@@ -247,7 +247,8 @@ def _pipeline(folder: Path) -> Detected:
         is_component = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
         if is_component and (folder / name).is_dir() and _has_weights(folder / name):
             components[name] = detect(folder / name)
-    unets = [part.variant for name, part in components.items() if part.kind == "unet"]
+    base_first = sorted(components.items(), key=lambda item: item[0] != "unet")
+    unets = [part.variant for _, part in base_first if part.kind == "unet"]
     found = _sum(folder, "pipeline", components, " + ".join(dict.fromkeys(unets)))
     return replace(found, source="diffusers", class_name=str(index.get("_class_name", "")))
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from i2vgen.checkpoints.clip_keys import TEXT_PREFIX_4, VISION_PREFIX, text_table, vision_table
-from i2vgen.checkpoints.components import Component, plan, write_small_files
+from i2vgen.checkpoints.components import VAE_PREFIX, Component, plan, write_small_files
 from i2vgen.checkpoints.configs import SOURCES, text_config, unet_config, vae_config, vision_config
 from i2vgen.checkpoints.detect import (
     INDEX_FILE,
     TEXT_PREFIX,
-    VAE_PREFIX,
     Detected,
     detect,
     variant_of_source,

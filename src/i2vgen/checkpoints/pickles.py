@@ -60,7 +60,7 @@ class PickleFile(TensorSource):
         # old pickles cannot be mapped: PyTorch wants the zip for that
         try:
             with torch.serialization.safe_globals([ModelCheckpoint]):
-                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip)
+                return torch.load(self.files[0], map_location="cpu", weights_only=True, mmap=self._is_zip)
         except pickle.UnpicklingError as error:
             raise _refused(self.path, error) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -112,7 +112,7 @@ def _check_stored(path: Path) -> None:
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     text = str(error)
-    found = re.search(r"GLOBAL (\S+)", text) or re.search(r"[Uu]nsupported (?:global|class|operand):?\s*(\S+)", text)
+    found = re.search(r"GLOBAL (\S+)", text) or re.search(r"[Uu]nsupported (?:global|class):?\s*(\S+)", text)
     if found is None:
         # an instruction that no state dict has, or bytes that are no pickle
         return damaged(path, error)

@@ -62,9 +62,9 @@ class SafetensorsFile(TensorSource):
 
     def _open(self) -> Any:
         try:
-            return safe_open(self.path, framework="pt").__enter__()
+            return safe_open(self.files[0], framework="pt").__enter__()
         except (SafetensorError, RuntimeError, ValueError) as error:
-            raise damaged(self.path, error) from error
+            raise damaged(self.files[0], error) from error
 
     def _read(self, key: str) -> torch.Tensor:
         self._mapped += self.num_bytes(key)
@@ -74,7 +74,7 @@ class SafetensorsFile(TensorSource):
         try:
             return self._file.get_tensor(key)
         except (SafetensorError, RuntimeError) as error:
-            raise damaged(self.path, error) from error
+            raise damaged(self.files[0], error) from error
 
     def close(self) -> None:
         if self._file is not None:

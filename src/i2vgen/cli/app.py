@@ -13,6 +13,8 @@ from i2vgen import __version__
 from i2vgen.cli.again import again
 from i2vgen.cli.batch import batch
 from i2vgen.cli.convert import convert
+from i2vgen.cli.data import data
+from i2vgen.cli.evaluate import evaluate
 from i2vgen.cli.generate import generate
 from i2vgen.cli.info import info
 from i2vgen.cli.inspect import inspect
@@ -41,6 +43,8 @@ app.command(rich_help_panel="Make videos")(refine)
 app.command(rich_help_panel="Make videos")(again)
 app.command(rich_help_panel="Make videos")(batch)
 app.command(rich_help_panel="Train and measure")(train)
+app.command(rich_help_panel="Train and measure")(evaluate)
+app.add_typer(data, name="data", rich_help_panel="Train and measure")
 app.command(rich_help_panel="Models")(convert)
 app.command(rich_help_panel="Models")(inspect)
 app.command(rich_help_panel="Look things up")(show)
