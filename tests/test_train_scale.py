@@ -19,7 +19,7 @@ from i2vgen.train.checkpoints import saved_steps
 from i2vgen.train.config import load_config
 from i2vgen.train.run import estimate, main
 from i2vgen.train.workers import Workers, split_rows
-from training_parts import DENOISER_TOML, MOTION_TOML, TOWERS_TOML, VAE_TOML, write_config
+from training_parts import DENOISER_TOML, MOTION_TOML, OBJECT_TOML, TOWERS_TOML, VAE_TOML, write_config
 
 # equal batches for one process and two, nothing random that differs between processes
 FIELDS = [
@@ -44,6 +44,7 @@ def base(pack_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     assert main([write("towers", TOWERS_TOML)]) == 0
     assert cache.main([config, "data.num_clips=8"]) == 0
     assert main([write("motion_prior", MOTION_TOML)]) == 0
+    assert main([write("object_prior", OBJECT_TOML)]) == 0
     return config
 
 

@@ -18,7 +18,7 @@ from i2vgen.train.checkpoints import saved_steps
 from i2vgen.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig, load_config
 from i2vgen.train.loop import fit
 from i2vgen.train.tokenizer import train_tokenizer
-from training_parts import DENOISER_TOML, MOTION_TOML, TOWERS_TOML, VAE_TOML, texture, write_config
+from training_parts import DENOISER_TOML, MOTION_TOML, OBJECT_TOML, TOWERS_TOML, VAE_TOML, texture, write_config
 
 TIMES = np.arange(16) / 8 / DURATION
 
@@ -189,6 +189,7 @@ def test_every_stage_trains_and_exports(pack_dir: Path, tmp_path: Path) -> None:
     assert shard["latents"].shape[1:] == (16, 16, 8, 8)
     assert shard["latents"].float().std() == pytest.approx(1.0, abs=0.5)
     assert main([write("motion_prior", MOTION_TOML)]) == 0
+    assert main([write("object_prior", OBJECT_TOML)]) == 0
     assert main([base]) == 0
     trained = load_file(tmp_path / "base" / "export" / "unet" / "diffusion_pytorch_model.safetensors")
     told = load_file(tmp_path / "motion_prior" / "export" / "motion_prior.safetensors")

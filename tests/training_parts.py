@@ -96,13 +96,30 @@ task = "motion_prior"
 dir = "{root}/motion_prior"
 evaluate_every = 100
 [data]
-cache_dir = "{root}/cache"
+pack_dir = "{pack}"
 [optim]
 num_steps = 5
 batch_size = 4
 [denoiser]
 towers_dir = "{root}/towers/export"
-only_targets = ["pan", "tilt", "zoom", "roll", "static"]
+[denoiser.model]
+in_channels = 16
+"""
+OBJECT_TOML = """
+task = "object_prior"
+[run]
+dir = "{root}/object_prior"
+evaluate_every = 100
+[data]
+pack_dir = "{pack}"
+sizes = [[64, 64], [96, 64]]
+size_weights = [0.5, 0.5]
+kind_weights = {{ sprite = 0.8, camera = 0.2 }}
+[optim]
+num_steps = 2
+batch_size = 3
+[denoiser]
+towers_dir = "{root}/towers/export"
 """
 DENOISER_TOML = """
 task = "denoiser"
@@ -116,7 +133,7 @@ num_clips = 4
 num_val_clips = 2
 sizes = [[64, 64]]
 size_weights = [1.0]
-kind_weights = {{ camera = 1.0 }}
+kind_weights = {{ camera = 0.5, sprite = 0.3, film = 0.2 }}
 [optim]
 num_steps = 3
 batch_size = 2
@@ -126,8 +143,10 @@ max_timestep = {last}
 vae_dir = "{root}/vae/export/vae"
 towers_dir = "{root}/towers/export"
 prior_dir = "{root}/motion_prior/export"
+object_prior_dir = "{root}/object_prior/export"
 [denoiser.model]
 use_motion_prior = true
+use_object_prior = true
 in_channels = 16
 out_channels = 16
 block_out_channels = [32, 32]

@@ -13,7 +13,7 @@ from i2vgen.cli.generate import expected_steps, finish, stage_options
 from i2vgen.cli.output import check_fps, check_output
 from i2vgen.cli.refine import refine_and_write
 from i2vgen.cli.report import Progress, warn
-from i2vgen.cli.sources import announce, open_cascade, open_image, open_video
+from i2vgen.cli.sources import Lora, announce, open_cascade, open_image, open_video, parse_loras
 
 if TYPE_CHECKING:
     from i2vgen.pipelines import CascadePipeline
@@ -26,7 +26,7 @@ NEEDED = {
 }
 
 # What later versions added to them.
-OPTIONAL = {"refiner": str, "exact": bool}
+OPTIONAL = {"refiner": str, "exact": bool, "lora": list}
 
 
 def again(
@@ -81,6 +81,16 @@ def again(
             show_default=False,
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="Where the adapters are now, in their order then. \\[the file's]",
+            rich_help_panel=o.MODEL,
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -127,13 +137,16 @@ def again(
 
     # 2. Load the model, with the options of then
     place = device or _stored_device(settings)
-    cascade = open_cascade(model or settings["model"], place, settings["dtype"], refiner or settings.get("refiner"))
+    kept_refiner = refiner or settings.get("refiner")
+    loras = stored_loras(settings, file, lora)
+    cascade = open_cascade(model or settings["model"], place, settings["dtype"], kept_refiner, loras)
     _warn_of_differences(settings, cascade)
     restore_options(cascade, settings, file)
 
     # 3. Sample and write
     if is_refinement:
         kept = settings | {"model": cascade.model_name, "video": sources["video"], "image": sources["image"]}
+        kept["lora"] = cascade.lora_settings()
         check_fps(output, settings["fps"])
         refine_and_write(cascade, clip.frames, picture, kept, cascade.refiner.options, output, json)
         return
@@ -177,6 +190,26 @@ def checked_settings(settings: dict[str, Any], file: str) -> dict[str, Any]:
         if not isinstance(settings.get(name), expected | None):
             raise ValueError(f"{file}: its settings have {name} = {settings[name]!r}; they were altered")
     return settings
+
+
+def stored_loras(settings: dict[str, Any], file: str, places: list[str] | None) -> list[Lora]:
+    """The adapters of the settings, at `places` if these are given. Raises ValueError for what was altered, or is
+    gone."""
+    stored, places = settings.get("lora") or [], [lora.path for lora in parse_loras(places)]
+    if places and len(places) != len(stored):
+        raise ValueError(f"--lora: {len(places)} given, {file} was made with {len(stored)}")
+    loras = []
+    for index, kept in enumerate(stored):
+        kept = kept if isinstance(kept, dict) else {}
+        path = places[index] if places else kept.get("path")
+        if path is None and isinstance(kept.get("sha256"), str):
+            raise ValueError(f"{file}: its settings do not say where adapter {index + 1} was: give --lora PATH")
+        weight, stage, sha256 = kept.get("weight"), kept.get("stage"), kept.get("sha256")
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or stage not in ("base", "refine") or not all(isinstance(s, str) for s in (path, sha256)):
+            raise ValueError(f"{file}: its settings have lora = {settings['lora']!r}; they were altered")
+        loras.append(Lora(path, float(weight), stage, sha256))
+    return loras
 
 
 def restore_options(cascade: CascadePipeline, settings: dict[str, Any], file: str) -> None:

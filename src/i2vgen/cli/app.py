@@ -21,6 +21,7 @@ from i2vgen.cli.inspect import inspect
 from i2vgen.cli.preview import preview
 from i2vgen.cli.refine import refine
 from i2vgen.cli.report import print_json, warnings_to_stderr
+from i2vgen.cli.serve import serve
 from i2vgen.cli.show import show
 from i2vgen.cli.train import train
 
@@ -42,6 +43,7 @@ app.command(rich_help_panel="Make videos")(preview)
 app.command(rich_help_panel="Make videos")(refine)
 app.command(rich_help_panel="Make videos")(again)
 app.command(rich_help_panel="Make videos")(batch)
+app.add_typer(serve, name="serve", rich_help_panel="Make videos")
 app.command(rich_help_panel="Train and measure")(train)
 app.command(rich_help_panel="Train and measure")(evaluate)
 app.add_typer(data, name="data", rich_help_panel="Train and measure")
@@ -100,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
             code, message = _outcome(error)
             if is_debug:
                 traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    # names out of files may hold what drives a terminal
+    print(f"error: {''.join(c if c.isprintable() else ' ' for c in message)}", file=sys.stderr)
     if is_json:
         print_json({"error": message})
     return code

@@ -20,7 +20,7 @@ from i2vgen.cli.batch_report import Console, counted, print_plan
 from i2vgen.cli.output import write_picture
 from i2vgen.cli.preview import SHEET_NAME
 from i2vgen.cli.report import print_json
-from i2vgen.cli.sources import named_model, open_cascade, quiet_libraries
+from i2vgen.cli.sources import named_model, open_cascade, parse_loras, quiet_libraries
 
 SHEET_VIDEOS = 40
 Format = Enum("Format", {name: name for name in FORMATS}, type=str)
@@ -69,6 +69,7 @@ def batch(
     exact: o.Exact = False,
     model: o.Model = "nano",
     refiner: o.Refiner = None,
+    lora: o.Lora = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     batch_size: Annotated[
@@ -180,12 +181,18 @@ def batch(
         "fit": fit.value if fit is not o.Fit.crop else None,
         "exact": True if exact else None,
     }
+    loras = parse_loras(lora)
     folder = Path(output).expanduser()
     with _many_lines():
         rows = read_list(list_file)
         items = plan_items(rows, seed, repeats, clip_format.value, given)
         quiet_libraries()
-        identity = model_identity(named_model(model), dtype.value, refiner and named_model(refiner))
+        identity = model_identity(
+            named_model(model),
+            dtype.value,
+            refiner and named_model(refiner),
+            [(adapter.path, adapter.weight) for adapter in loras],
+        )
         if dry_run:
             raise typer.Exit(
                 print_plan(item_states(items, folder, identity), model, refiner, device, dtype.value, json)
@@ -198,7 +205,7 @@ def batch(
                 result = run_batch(
                     items,
                     folder,
-                    load=lambda: open_cascade(model, device, dtype.value, refiner),
+                    load=lambda: open_cascade(model, device, dtype.value, refiner, loras),
                     model=identity,
                     batch_size=batch_size,
                     force=force,

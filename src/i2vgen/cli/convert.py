@@ -96,9 +96,10 @@ def convert(
     from i2vgen.cli.sources import quiet_libraries
 
     quiet_libraries()  # before transformers is imported further, which warns
+    from i2vgen.batch.interrupts import terminate_as_interrupt
     from i2vgen.checkpoints.convert import convert as convert_checkpoint
 
-    with Progress({"convert": 0, "verify": 0}, unit="B") as progress:
+    with terminate_as_interrupt(), Progress({"convert": 0, "verify": 0}, unit="B") as progress:
         done = convert_checkpoint(
             src,
             dst,

@@ -26,7 +26,7 @@ def _limit(name: str, text: str, panel: str = KEEP):
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SRC...",
+        metavar="SRC",
         help="Folders of videos and pictures, .jsonl lists (file, caption), .tar shards; * and {000..099} work.",
         show_default=False,
     ),

@@ -87,8 +87,8 @@ def evaluate(
     """Measure a model on photos that it has never seen.
 
     motion: camera moves as told, speed words, stillness, first frame. vae: the VAE alone. truth: against pans, tilts
-    and zooms of larger photos. spectrum: what the refiner adds. objects: things that move as told. film: against held-out
-    shots. cost: time and memory.
+    and zooms of larger photos. spectrum: what the refiner adds. objects: things that move as told. film: against
+    held-out shots. cost: time and memory.
 
     Examples:
 
@@ -96,8 +96,8 @@ def evaluate(
 
       i2vgen evaluate all --pack nano-data --dtype bfloat16 -o results
 
-    Writes a table (.md), every clip's figures (.json) and a sheet of frames (.jpg) for each measure, and summary.md. The
-    same command goes on where it was stopped.
+    Writes a table (.md), every clip's figures (.json) and a sheet of frames (.png) for each measure, and summary.md.
+    The same command goes on where it was stopped.
     """
     # 1. Check, before anything slow
     o.check_numbers(seeds=seeds, limit=limit)
@@ -158,7 +158,7 @@ def evaluate(
             print(report.to_markdown(), flush=True)
 
     # 4. The bars together
-    bars, table = write_summary(reports, folder, settings)
+    table = write_summary(reports, folder, settings)
     if json:
         print_json({"settings": settings, "output": str(folder), "reports": [report.to_json() for report in reports]})
     else:

@@ -18,7 +18,7 @@ from i2vgen.cli.output import (
     write_video_file,
 )
 from i2vgen.cli.report import Progress, print_json
-from i2vgen.cli.sources import announce, open_cascade, open_image
+from i2vgen.cli.sources import announce, open_cascade, open_image, parse_loras
 
 if TYPE_CHECKING:
     from i2vgen.pipelines import BaseOptions, CascadePipeline, RefineOptions
@@ -42,6 +42,7 @@ def generate(
     exact: o.Exact = False,
     model: o.Model = "nano",
     refiner: o.Refiner = None,
+    lora: o.Lora = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     contact_sheet: Annotated[
@@ -70,7 +71,7 @@ def generate(
     """
     # 1. Check, before anything slow
     o.check_numbers(seed, guidance, refine_strength, frames=frames, fps=fps, steps=steps, refine_steps=refine_steps)
-    chosen_size = o.parse_size(size)
+    chosen_size, loras = o.parse_size(size), parse_loras(lora)
     check_output(output, force)
     if contact_sheet is not None:
         check_picture_output(contact_sheet, force)
@@ -80,7 +81,7 @@ def generate(
     # 2. Load the model, settle the options
     if no_refine and refiner is not None:
         raise ValueError("--refiner and --no-refine: give one of them")
-    cascade = open_cascade(model, device, dtype.value, refiner)
+    cascade = open_cascade(model, device, dtype.value, refiner, loras)
     base, refine = stage_options(
         cascade,
         picture.size,

@@ -58,7 +58,8 @@ def inspect(
         print(f"\n{part or 'tensors'}")
         width = max((len(key) for key in entries), default=0) + 2
         for key, (shape, dtype) in entries.items():
-            print(f"  {key:<{width}}{'x'.join(map(str, shape)) or 'number':<20} {dtype}")
+            name = "".join(c if c.isprintable() else " " for c in key)
+            print(f"  {name:<{width}}{'x'.join(map(str, shape)) or 'number':<20} {dtype}")
 
 
 def tensors_of(found: Detected) -> dict[str, dict[str, tuple[list[int], str]]]:
@@ -109,7 +110,9 @@ def readable(found: Detected, wrong: str) -> dict[str, Any]:
     files = "" if found.num_files == 1 else f", {found.num_files} files"
     rows["size"] = f"{readable_bytes(found.size)} ({found.format}{files})"
     rows["parameters"] = f"{found.num_parameters:,} in {found.num_tensors} tensors"
-    rows["dtype"] = ", ".join(name if len(found.dtypes) == 1 else f"{name} ({n})" for name, n in found.dtypes.items())
+    if found.dtypes:
+        several = len(found.dtypes) > 1
+        rows["dtype"] = ", ".join(f"{name} ({n})" if several else name for name, n in found.dtypes.items())
     if found.step is not None:
         rows["step"] = str(found.step)
     if found.components:

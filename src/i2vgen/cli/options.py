@@ -99,6 +99,15 @@ Refiner = Annotated[
     str | None,
     _option("Folder or hub id of the refiner. \\[the model's own]", "--refiner", panel=MODEL, metavar="MODEL"),
 ]
+Lora = Annotated[
+    list[str] | None,
+    _option(
+        "LoRA: a file, folder or hub id, and its weight; may be repeated. \\[weight 1]",
+        "--lora",
+        panel=MODEL,
+        metavar="PATH[:WEIGHT]",
+    ),
+]
 Exact = Annotated[
     bool,
     _option("As the model's original code did it, its quirks and sizes included.", "--exact", panel=VIDEO),

@@ -22,7 +22,7 @@ from i2vgen.cli.output import (
     write_video_file,
 )
 from i2vgen.cli.report import Progress, print_json
-from i2vgen.cli.sources import announce, open_cascade, open_image
+from i2vgen.cli.sources import announce, open_cascade, open_image, parse_loras
 
 SHEET_NAME = "contact-sheet.png"
 
@@ -69,6 +69,7 @@ def preview(
     exact: o.Exact = False,
     model: o.Model = "nano",
     refiner: o.Refiner = None,
+    lora: o.Lora = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     clip_format: Annotated[
@@ -99,7 +100,7 @@ def preview(
     # 1. Check, before anything slow
     o.check_numbers(first_seed, guidance, seeds=seeds, frames=frames, fps=fps, steps=steps)
     o.check_numbers(first_seed + seeds - 1)
-    chosen_size = o.parse_size(size)
+    chosen_size, loras = o.parse_size(size), parse_loras(lora)
     folder = Path(output).expanduser()
     all_seeds = range(first_seed, first_seed + seeds)
     names = {seed: str(folder / f"seed-{seed:05d}.{clip_format.value}") for seed in all_seeds}
@@ -110,7 +111,7 @@ def preview(
     picture, source = open_image(image)
 
     # 2. Load the model; the base stage gets the size that `generate` would give it
-    cascade = open_cascade(model, device, dtype.value, refiner)
+    cascade = open_cascade(model, device, dtype.value, refiner, loras)
     changes = {
         "num_frames": frames,
         "target_fps": fps,
@@ -150,7 +151,7 @@ def preview(
     sheet = contact_sheet([video for _, video, _ in clips], [f"seed {seed}" for seed, _, _ in clips], columns=2)
     sheet_path = write_picture(folder / SHEET_NAME, sheet)
     given = changes | {"size": size, "negative_prompt": negative_prompt, "fit": fit.value, "exact": exact}
-    given |= {"model": model, "refiner": refiner}
+    given |= {"model": model, "refiner": refiner, "lora": lora}
     command = next_command(image, prompt, first_seed, given | {"device": device, "dtype": dtype.value})
     if json:
         listed = [{"seed": seed, **facts} for seed, _, facts in clips]
@@ -178,6 +179,8 @@ def next_command(image: str, prompt: str, seed: int, given: dict[str, Any]) -> s
     for name, value in given.items():
         if value is True:
             words.append(f"--{name}")
+        elif isinstance(value, list):
+            words += [word for one in value for word in (f"--{name}", one)]
         elif value not in (None, False, defaults.get(name)):
             words += [f"--{names.get(name, name).replace('_', '-')}", str(value)]
     return shlex.join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from i2vgen.cli.output import (
     write_video_file,
 )
 from i2vgen.cli.report import Progress, print_json
-from i2vgen.cli.sources import announce, open_cascade, open_image, open_video
+from i2vgen.cli.sources import announce, open_cascade, open_image, open_video, parse_loras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +82,7 @@ def refine(
         typer.Option("--frames", help="At most so many frames. \\[all]", rich_help_panel=o.VIDEO, show_default=False),
     ] = None,
     model: o.Model = "nano",
+    lora: o.Lora = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     force: o.Force = False,
@@ -96,7 +98,7 @@ def refine(
     """
     # 1. Check, before anything slow
     o.check_numbers(seed, guidance, strength, frames=frames, steps=steps)
-    chosen_size = o.parse_size(size)
+    chosen_size, loras = o.parse_size(size), parse_loras(lora)
     check_output(output, force)
     check_texts(prompt=prompt, negative_prompt=negative_prompt)
     clip, source = open_video(video, frames)
@@ -104,12 +106,13 @@ def refine(
     picture, picture_source = open_image(image) if image is not None else (None, None)
 
     # 2. Load the model, settle the options
-    cascade = open_cascade(model, device, dtype.value)
+    cascade = open_cascade(model, device, dtype.value, None, loras, only_stage="refine")
     video_size = clip.frames.shape[2:0:-1]
     options = refine_options(cascade, video_size, chosen_size, steps, guidance, negative_prompt, exact)
     settings = {
         "kind": "refine",
         "model": cascade.model_name,
+        "lora": [used for used in cascade.lora_settings() if used["stage"] == "refine"],
         "exact": exact,
         "prompt": prompt,
         "seed": seed,
@@ -163,21 +166,40 @@ def refine_and_write(
     is_json: bool,
 ) -> None:
     """Refine frames uint8 (f h w 3) as `settings` and `options` say, write the result, and say so."""
+    announce(cascade, None, options, len(frames), refine_strength=settings["refine_strength"])
+    with Progress(expected_steps(None, options)) as progress:
+        refined, settings = refined_frames(cascade, frames, image, settings, options, progress)
+    path = write_video_file(output, refined, settings["fps"], settings)
+    facts = video_facts(path, refined, settings["fps"])
+    if is_json:
+        print_json(facts | {"seconds": round(progress.seconds, 3), "settings": settings})
+    else:
+        print(summary_line(facts, progress.seconds))
+
+
+def refined_frames(
+    cascade: CascadePipeline,
+    frames: np.ndarray,
+    image: Image.Image | None,
+    settings: dict[str, Any],
+    options: RefineOptions,
+    progress: Callable[[str, int, int], None],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(refined frames uint8 (f h w 3), the settings with what this machine adds to them)
+
+    `progress` is called as ("refine", steps done, steps in all).
+    """
     import torch
 
     from i2vgen.media import frames_to_uint8
     from i2vgen.pipelines.cascade import versions
 
-    announce(cascade, None, options, len(frames), refine_strength=settings["refine_strength"])
-    cascade.refiner.options = options
-    # The rate that the model is told is a whole number.
-    target_fps = max(1, round(settings["fps"]))
-    with Progress(expected_steps(None, options)) as progress:
+    def report(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        progress("refine", step + 1, pipeline.num_timesteps)
+        return {}
 
-        def report(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
-            progress("refine", step + 1, pipeline.num_timesteps)
-            return {}
-
+    own, cascade.refiner.options = cascade.refiner.options, options
+    try:
         result = cascade.refiner(
             prompt=settings["prompt"],
             video=frames,
@@ -185,21 +207,17 @@ def refine_and_write(
             height=options.height,
             width=options.width,
             refine_strength=settings["refine_strength"],
-            target_fps=target_fps,
+            target_fps=max(1, round(settings["fps"])),  # the rate that the model is told is a whole number
             generator=torch.Generator().manual_seed(settings["seed"]),
             output_type="pt",
             callback_on_step_end=report,
             fit=settings["fit"],
         ).frames[0]
-    refined = frames_to_uint8(result.transpose(0, 1).mul(2).sub(1), options.truncate_pixels)
-    settings = settings | {
+    finally:
+        cascade.refiner.options = own
+    made_by = {
         "device": cascade.vae.device.type,
         "dtype": str(cascade.refine_unet.dtype).removeprefix("torch."),
         "versions": versions(),
     }
-    path = write_video_file(output, refined, settings["fps"], settings)
-    facts = video_facts(path, refined, settings["fps"])
-    if is_json:
-        print_json(facts | {"seconds": round(progress.seconds, 3), "settings": settings})
-    else:
-        print(summary_line(facts, progress.seconds))
+    return frames_to_uint8(result.transpose(0, 1).mul(2).sub(1), options.truncate_pixels), settings | made_by

@@ -115,4 +115,6 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_bytes(count: float) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:.0f} KB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +41,68 @@ def named_model(model: str) -> str:
     return str(folder.resolve()) if model != "nano" and folder.is_dir() else model
 
 
-def open_cascade(model: str, device: str, dtype: str, refiner: str | None = None) -> CascadePipeline:
-    """Load a cascade for a command, with the refiner of another model if one is named.
+@dataclass(frozen=True)
+class Lora:
+    """An adapter that a command was given, or that settings name."""
 
-    Raises ValueError for an unknown model, device or dtype.
+    path: str
+    weight: float = 1.0
+    stage: str | None = None  # None: what its file says, or else the command's first stage
+    sha256: str | None = None  # None: any content
+
+
+def parse_loras(texts: Sequence[str] | None) -> list[Lora]:
+    """PATH or PATH:WEIGHT. Raises ValueError for a weight that is no number."""
+    loras = []
+    for text in texts or ():
+        path, colon, weight = text.rpartition(":")
+        if not colon or Path(text).expanduser().exists() or "/" in weight or "\\" in weight:
+            loras.append(Lora(text))
+            continue
+        try:
+            loras.append(Lora(path, float(weight)))
+        except ValueError:
+            raise ValueError(f"--lora {text!r}: {weight!r} is no weight; write PATH or PATH:WEIGHT") from None
+        if not path or not math.isfinite(float(weight)):
+            raise ValueError(f"--lora {text!r}: write PATH or PATH:WEIGHT, with a finite weight")
+    return loras
+
+
+def open_cascade(
+    model: str,
+    device: str,
+    dtype: str,
+    refiner: str | None = None,
+    loras: Sequence[Lora] = (),
+    only_stage: str | None = None,
+) -> CascadePipeline:
+    """Load a cascade for a command, with the refiner of another model if one is named, and adapters.
+
+    `only_stage`: the one that the command runs. Raises ValueError for an unknown model, device or dtype, and for an
+    adapter that does not fit, is of another stage than `only_stage`, or is not the one of its hash.
     """
     quiet_libraries()
+    from i2vgen.checkpoints.adapters import open_adapter, require_peft
     from i2vgen.pipelines import load_cascade
 
+    if loras:  # before anything slow
+        require_peft()
     refiner = None if refiner is None else named_model(refiner)
-    return load_cascade(named_model(model), device=device, dtype=dtype, refiner=refiner)
+    files = [open_adapter(lora.path) for lora in loras]
+    cascade = load_cascade(named_model(model), device=device, dtype=dtype, refiner=refiner)
+    weights = {}
+    for lora, file in zip(loras, files, strict=True):
+        stage = lora.stage or file.stage or only_stage
+        if only_stage not in (None, stage):
+            raise ValueError(f"--lora {lora.path}: is for the {stage} stage, which does not run here: leave it out")
+        name = cascade.load_lora_weights(lora.path, stage=stage)
+        weights[name] = lora.weight
+        found = cascade.adapter_records()[name]["sha256"]
+        if lora.sha256 not in (None, found):
+            raise ValueError(f"--lora {lora.path}: is not the file of then, its content differs: give --lora PATH")
+    if weights:
+        cascade.set_adapters(list(weights), list(weights.values()))
+    return cascade
 
 
 def open_image(source: str) -> tuple[Image.Image, dict[str, Any]]:

@@ -25,6 +25,16 @@ CAMERA_NAMES = list(captions.CAMERA_PHRASES)
 TARGET_NAMES = ["pan", "tilt", "zoom", "roll", "object_x", "object_y", "static", *captions.AMBIENT_PHRASES]
 
 
+def true_speeds(targets: dict[str, float]) -> tuple[list[float], list[float]]:
+    """What a clip with these targets shows, a second: pan and tilt of the window in half frames, log zoom, roll in
+    radians (as `MotionPrior.speeds`), and the object's path in frames (as `ObjectPrior`'s velocity)."""
+    units = [2 * AMOUNTS["pan"]["normal"], 2 * AMOUNTS["tilt"]["normal"], AMOUNTS["zoom"]["normal"]]
+    units.append(float(np.radians(AMOUNTS["roll"]["normal"])))
+    camera = [targets.get(n, 0.0) * u / DURATION for n, u in zip(("pan", "tilt", "zoom", "roll"), units, strict=True)]
+    path = [targets.get(n, 0.0) * AMOUNTS["object"]["normal"] / DURATION for n in ("object_x", "object_y")]
+    return camera, path
+
+
 @dataclass
 class Move:
     """What happens by the end of DURATION: camera displacement in frame sizes, log zoom, roll in radians."""
@@ -161,8 +171,7 @@ class ClipMaker:
         names = ["static"] if rng.random() < 0.7 else None
         frames, photo, move, targets = self._background(size, times, rng, names)
         sprite = self.pack.sprites[rng.integers(len(self.pack.sprites))]
-        direction = str(rng.choice(["left", "right", "up", "down"], p=[0.35, 0.35, 0.15, 0.15]))
-        speed = str(rng.choice(["slow", "normal", "fast"], p=[0.12, 0.76, 0.12]))
+        direction, speed = _sample_path(rng)
         vector = np.array(captions.DIRECTION_VECTORS[direction], float)
         layer = _cutout(sprite, direction, min(size) * rng.uniform(0.32, 0.55), rng)
         start, delta = _crossing(layer.shape[1::-1], vector * AMOUNTS["object"][speed] * np.array(size), size, rng)
@@ -173,15 +182,10 @@ class ClipMaker:
         ]
         for frame, moved in zip(frames, layers, strict=True):
             frame[:] = np.clip(moved[..., :3] + frame * (1 - moved[..., 3:]) + 0.5, 0, 255)
-        motion = captions.object_phrase(sprite.caption, sprite.kind, direction, speed, rng)
-        extras = []
-        if rng.random() < 0.5:
-            extras.append(str(rng.choice(["in front of", "over", "past"])) + " " + photo.caption)
-        if "static" not in targets or rng.random() < 0.3:
-            extras.append(" and ".join(move.phrases))
+        caption = _sprite_caption(sprite, photo, move, direction, speed, rng)
         amount = AMOUNTS["object"][speed] / AMOUNTS["object"]["normal"]
         targets = {**targets, "object_x": vector[0] * amount, "object_y": vector[1] * amount}
-        return Clip(frames, ", ".join([motion, *extras]), targets, layers[0][..., 3])
+        return Clip(frames, caption, targets, layers[0][..., 3])
 
     def _ambient(self, size: tuple[int, int], times: np.ndarray, rng: np.random.Generator) -> Clip:
         frames, photo, _, _ = self._background(size, times, rng, ["static"])
@@ -210,6 +214,42 @@ class ClipMaker:
         method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
         frames = np.stack([cv2.resize(f, size, interpolation=method) for f in crop])
         return Clip(frames, shot.caption, {})
+
+
+def sample_caption(pack: Pack, rng: np.random.Generator) -> tuple[str, dict[str, float]]:
+    """The caption and targets of a clip of a camera move (six in ten), a moving cut-out (three) or an effect, without
+    the clip: for what is learned from words alone."""
+    photo, kind = pack.photos[rng.integers(len(pack.photos))], rng.random()
+    if kind < 0.6:
+        move, targets = sample_camera(rng)
+        return captions.join_caption(photo.caption, " and ".join(move.phrases), rng), targets
+    if kind < 0.9:
+        move, targets = sample_camera(rng, ["static"] if rng.random() < 0.6 else None)
+        sprite, (direction, speed) = pack.sprites[rng.integers(len(pack.sprites))], _sample_path(rng)
+        amount = AMOUNTS["object"][speed] / AMOUNTS["object"]["normal"]
+        x, y = captions.DIRECTION_VECTORS[direction]
+        targets = {**targets, "object_x": x * amount, "object_y": y * amount}
+        return _sprite_caption(sprite, photo, move, direction, speed, rng), targets
+    name = str(rng.choice(list(captions.AMBIENT_PHRASES)))
+    return captions.join_caption(photo.caption, str(rng.choice(captions.AMBIENT_PHRASES[name])), rng), {name: 1.0}
+
+
+def _sample_path(rng: np.random.Generator) -> tuple[str, str]:
+    """Direction and speed of a cut-out."""
+    direction = str(rng.choice(["left", "right", "up", "down"], p=[0.35, 0.35, 0.15, 0.15]))
+    return direction, str(rng.choice(["slow", "normal", "fast"], p=[0.12, 0.76, 0.12]))
+
+
+def _sprite_caption(
+    sprite: Sprite, photo: Photo, move: Move, direction: str, speed: str, rng: np.random.Generator
+) -> str:
+    parts = [captions.object_phrase(sprite.caption, sprite.kind, direction, speed, rng)]
+    if rng.random() < 0.5:
+        parts.append(str(rng.choice(["in front of", "over", "past"])) + " " + photo.caption)
+    is_moving = any((move.pan, move.tilt, move.zoom, move.roll))
+    if is_moving or rng.random() < 0.3:
+        parts.append(" and ".join(move.phrases))
+    return ", ".join(parts)
 
 
 def _cutout(sprite: Sprite, direction: str, side: float, rng: np.random.Generator) -> np.ndarray:

@@ -62,23 +62,32 @@ class ObjectPrior(nn.Module):
         return self.out(x), self.speed(words)
 
     def move(
-        self, camera: MotionPrior, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int
+        self,
+        camera: MotionPrior,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        fps: torch.Tensor,
+        num_frames: int,
+        speeds: torch.Tensor | None = None,
+        velocity: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pixels (b 3 1 h w) in [-1, 1] -> (b 3 f h w), `camera` moving all and the object besides."""
+        """Pixels (b 3 1 h w) in [-1, 1] -> (b 3 f h w), `camera` moving all and the object besides. `speeds` (b 4) of
+        the camera and `velocity` (b 2) of the object take the place of what the text asks for."""
         size = image.shape[-2:]
-        logits, velocity = self(image[:, :, 0], text)
-        velocity = velocity.float()
+        logits, asked = self(image[:, :, 0], text)
+        velocity = asked.float() if velocity is None else velocity
         velocity = velocity * (velocity.abs() > STRAIGHT * velocity.abs().amax(dim=1, keepdim=True))
         is_moving = (velocity.norm(dim=1) > STILL).float()
         mask = F.interpolate((MASK_GAIN * logits.float()).sigmoid(), size=size, mode="bilinear", align_corners=False)
         mask = mask * is_moving[:, None, None, None]
         if not is_moving.any():
-            return camera.move(image, text, fps, num_frames)
+            return camera.move(image, text, fps, num_frames, speeds)
 
         picture = image[:, :, 0].float()
         # the wider hole takes the object's rim out of the background too
         hole = F.max_pool2d(mask, 2 * (min(size) // 48) + 1, stride=1, padding=min(size) // 48)
-        background = camera.move(fill(picture, 1 - hole)[:, :, None].to(image.dtype), text, fps, num_frames)
+        empty = fill(picture, 1 - hole)[:, :, None].to(image.dtype)
+        background = camera.move(empty, text, fps, num_frames, speeds)
         layer = torch.cat([picture * mask, mask], dim=1)
         seconds = torch.arange(num_frames, device=text.device)[None] / fps.float()[:, None]
         moved = shift(layer, velocity[:, None] * seconds[..., None])

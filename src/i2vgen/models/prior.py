@@ -17,13 +17,15 @@ from i2vgen.models.conditioning import sinusoidal_embedding
 NUM_TIMESTEPS = 1000
 VARIANCE_SAMPLES = 16  # two seconds, in eighths
 SECONDS_DIM = 64
+NUM_READERS = 8  # attention heads that pick words out of the text
 STILL = 0.012  # a second; a quarter of the slowest motion with a word for it. Less is stillness, and moves nothing
 
 
 class MotionPrior(nn.Module):
     def __init__(self, context_dim: int, channels: int, hidden_dim: int = 192):
         super().__init__()
-        self.text = nn.Linear(context_dim, hidden_dim)
+        self.score = nn.Linear(context_dim, NUM_READERS)
+        self.value = nn.Linear(context_dim, hidden_dim)
         self.mix = nn.Linear(hidden_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, 4)
         nn.init.zeros_(self.out.weight)
@@ -41,19 +43,30 @@ class MotionPrior(nn.Module):
     def speeds(self, text: torch.Tensor) -> torch.Tensor:
         """Text tokens (b n d) -> (b 4) a second: pan and tilt of the window in half frames, log zoom, roll in
         radians. The motions that nano knows are uniform."""
-        x = F.silu(self.text(text.mean(dim=1)))
-        speeds = self.out(F.silu(self.mix(x)))
+        weights = self.score(text).softmax(dim=1)
+        values = rearrange(self.value(text), "b n (h d) -> b n h d", h=NUM_READERS)
+        read = torch.einsum("b n h, b n h d -> b h d", weights, values).flatten(1)
+        speeds = self.out(F.silu(self.mix(F.silu(read))))
         return speeds if self.training else speeds * (speeds.abs() > STILL)
 
-    def move(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def move(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        fps: torch.Tensor,
+        num_frames: int,
+        speeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Image (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later, edges repeated.
+        `speeds` (b 4) takes the place of those that the text asks for.
 
         Pixels or latents; latents of 8 x 8 patches turn blocky when moved by parts of a patch, so move pixels and
         encode them where there is a VAE at hand.
         """
         b, _, _, h, w = image.shape
         seconds = torch.arange(num_frames, device=text.device)[None] / fps.float()[:, None]
-        pan, tilt, zoom, roll = (self.speeds(text).float()[:, None] * seconds[..., None]).unbind(-1)  # (b f)
+        speeds = self.speeds(text) if speeds is None else speeds
+        pan, tilt, zoom, roll = (speeds.float()[:, None] * seconds[..., None]).unbind(-1)  # (b f)
         cos, sin, scale = roll.cos(), roll.sin(), torch.exp(-zoom)
         across = torch.stack([scale * cos, -scale * sin * h / w, pan], dim=-1)
         down = torch.stack([scale * sin * w / h, scale * cos, tilt], dim=-1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -48,7 +49,7 @@ class Conditions:
     fps: torch.Tensor | None = None  # (b)
 
 
-class I2VGenXLUNet(ModelMixin, ConfigMixin):
+class I2VGenXLUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity of noisy video latents.
 
     Saved names are those of diffusers' `I2VGenXLUNet` and `UNet3DConditionModel`. Levels with attention are

@@ -92,6 +92,7 @@ class Bucket:
     latents: torch.Tensor  # (k f c h w) float16
     thumbnails: torch.Tensor  # (k 3 64 64) uint8
     captions: list[str]
+    targets: list[dict[str, float]]  # what each shows, see `i2vgen.data.motion`; {} for the film
 
 
 def load_cache(folder: str | Path, only_targets: list[str] = ()) -> list[Bucket]:
@@ -114,7 +115,7 @@ def load_cache(folder: str | Path, only_targets: list[str] = ()) -> list[Bucket]
         keep = [i for i, t in enumerate(targets) if not only_targets or set(t or {"film"}) <= set(only_targets)]
         if keep:
             latents, thumbnails = (torch.cat([t[name] for t in tensors])[keep] for name in ("latents", "thumbnails"))
-            buckets.append(Bucket(latents, thumbnails, [captions[i] for i in keep]))
+            buckets.append(Bucket(latents, thumbnails, [captions[i] for i in keep], [targets[i] for i in keep]))
     if not buckets:
         raise ValueError(f"denoiser.only_targets: no clip in {folder} shows only {', '.join(only_targets)}")
     return buckets

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from i2vgen.data.motion import true_speeds
 from i2vgen.models.unet import I2VGenXLUNet
-from i2vgen.train.cache import load_cache
+from i2vgen.train.cache import Bucket, load_cache
 from i2vgen.train.config import TrainConfig
 from i2vgen.train.motion_prior import PixelMover, residual_variances, set_priors
 from i2vgen.train.objective import NoiseLevels
@@ -37,6 +38,7 @@ class CachedClips:
         self.empty_text = self.towers.empty_text
         self.embeddings = [self.towers.embed(b) for b in self.buckets]
         self.val_embeddings = [self.towers.embed(b) for b in self.val_buckets]
+        self.truths, self.val_truths = ([known_motion(b) for b in bs] for bs in (self.buckets, self.val_buckets))
         self.mover = self._make_mover(unet, levels) if unet.config.use_motion_prior else None
         counts = np.array([len(b.captions) for b in self.buckets], float)
         self.bucket_shares = counts / counts.sum()
@@ -46,7 +48,7 @@ class CachedClips:
         mover = PixelMover(unet.motion_prior, self.options.vae_dir, set_priors(unet, self.options))
         mover.to(self.workers.device)
         if self.options.prior_dir:
-            variances = residual_variances(mover, self.buckets, self.embeddings)
+            variances = residual_variances(mover, self.buckets, self.embeddings, self.truths)
             unet.motion_prior.set_statistics(levels.alphas, levels.sigmas, variances)
         return mover
 
@@ -72,6 +74,8 @@ class CachedClips:
             "image": image[chosen].float(),
             "fps": fps,
             "rows": torch.arange(size)[mine],
+            "speeds": self.truths[index][0][chosen],
+            "velocity": self.truths[index][1][chosen],
         }
 
     def _batch_size(self, shape: torch.Size, num_frames: int) -> int:
@@ -88,13 +92,22 @@ class CachedClips:
         latents = bucket.latents[rows].float().transpose(1, 2)
         fps = torch.full((len(latents),), float(self.config.data.fps))
         batch = {"latents": latents, "text": text[rows].float(), "image": image[rows].float(), "fps": fps}
+        batch["speeds"], batch["velocity"] = (part[rows] for part in self.val_truths[0])
         return batch | {"captions": bucket.captions[rows], "rows": torch.arange(len(latents))}
 
     def encoded(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch, encoded ahead, with the image moved by the text: both guidance branches share that, so it does
-        not go with the text."""
+        """The batch, encoded ahead, with the image moved as the clip moves, which says more than its words: what the
+        words ask for is the priors' business. Both guidance branches share it, so it does not go with the text."""
         if self.mover is None:
             return dict(batch)
         latents = batch["latents"]
-        moved = self.mover.move(latents[:, :, :1], batch["text"], batch["fps"], latents.shape[2])
+        truth = batch["speeds"], batch["velocity"]
+        moved = self.mover.move(latents[:, :, :1], batch["text"], batch["fps"], latents.shape[2], truth)
         return {**batch, "moved": moved}
+
+
+def known_motion(bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
+    """Camera speeds (k 4) and object velocity (k 2) of clips made by program; NaN for those of the film."""
+    unknown = ([math.nan] * 4, [math.nan] * 2)
+    rows = [true_speeds(targets) if targets else unknown for targets in bucket.targets]
+    return torch.tensor([camera for camera, _ in rows]), torch.tensor([path for _, path in rows])

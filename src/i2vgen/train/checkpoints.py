@@ -108,6 +108,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a checkpoint holds; loading fills these very tensors. Frozen weights are part of it."""
-    weights, moments = get_state_dict(model, optimizer)
+    """What a checkpoint holds; loading fills these very tensors. Frozen weights are part of it, but not those that an
+    adapter is trained beside: they stay where the run had them from."""
+    is_adapted = bool(getattr(model, "peft_config", None))
+    weights, moments = get_state_dict(model, optimizer, options=StateDictOptions(ignore_frozen_params=is_adapted))
     return {"model": weights, "optimizer": moments, "ema": ema}

@@ -109,6 +109,18 @@ class DenoiserConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """A LoRA beside the frozen weights of `run.init_from`, in place of training these."""
+
+    rank: int = 0  # 0 trains the whole UNet
+    alpha: float = 0.0  # strength is alpha / rank; 0 means alpha = rank
+    dropout: float = 0.0
+    # ends of layer names, or patterns of whole names such as "*temp_attentions*to_q"
+    target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    init_from: str = ""  # adapter file to go on from, with the same rank and modules
+
+
+@dataclass
 class TrainConfig:
     task: str = "base"  # "vae" | "towers" | "motion_prior" | "object_prior" | "denoiser"
     run: RunConfig = field(default_factory=RunConfig)
@@ -117,6 +129,7 @@ class TrainConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:

@@ -143,12 +143,21 @@ class DenoiserTask:
         return {_file_stem(name): frames for name, frames in zip(names, videos, strict=False)}
 
     def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder / "unet")
+        """The UNet as the component folder `unet`, or its adapter alone."""
+        if self.config.lora.rank:
+            from i2vgen.train.lora import export_adapter
+
+            export_adapter(self.model, folder, self.options.stage)
+        else:
+            self.model.save_pretrained(folder / "unet")
 
 
 def initial_unet(config: TrainConfig) -> I2VGenXLUNet:
-    """The UNet that a run starts from: trained weights, a pretrained image model's spatial layers, or new ones."""
+    """The UNet that a run starts from: trained weights, with an adapter or not, a pretrained image model's spatial
+    layers, or new ones."""
     options = config.denoiser
+    if config.lora.rank:
+        return _adapted(config)
     if config.run.init_from:
         return _continued(config.run.init_from, options.model)
     unet = I2VGenXLUNet(**options.model)
@@ -156,6 +165,19 @@ def initial_unet(config: TrainConfig) -> I2VGenXLUNet:
         from i2vgen.checkpoints import load_spatial
 
         load_spatial(unet, options.spatial_from)
+    return unet
+
+
+def _adapted(config: TrainConfig) -> I2VGenXLUNet:
+    from i2vgen.train.lora import inject_adapter
+
+    if config.lora.rank < 0 or not config.run.init_from or config.denoiser.prior_dir:
+        raise ValueError(
+            f"lora.rank {config.lora.rank}: an adapter has a rank above 0, needs the trained UNet's folder as "
+            "run.init_from, and keeps its priors (no denoiser.prior_dir)"
+        )
+    unet = _continued(config.run.init_from, config.denoiser.model)
+    inject_adapter(unet, config.lora)
     return unet
 
 

@@ -1,4 +1,4 @@
-"""Training of nano's motion prior: the image latents, moved as the text says, should land on the later frames."""
+"""Training of nano's motion prior, from words to speeds, and the moving of images by it."""
 
 from __future__ import annotations
 
@@ -10,65 +10,65 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
+from i2vgen.data.motion import sample_caption, true_speeds
+from i2vgen.data.pack import Pack
 from i2vgen.models.autoencoder import PATCH, PatchAutoencoder
 from i2vgen.models.object_prior import ObjectPrior
 from i2vgen.models.prior import VARIANCE_SAMPLES, MotionPrior
 from i2vgen.models.unet import I2VGenXLUNet
-from i2vgen.train.cache import Bucket, load_cache
+from i2vgen.train.cache import Bucket
 from i2vgen.train.config import DenoiserConfig, TrainConfig
 from i2vgen.train.object_prior import PRIOR_FILE as OBJECT_PRIOR_FILE
 from i2vgen.train.tower_reading import Towers
 
 PRIOR_FILE = "motion_prior.safetensors"
-NUM_FRAMES = 4
+NUM_VAL_CAPTIONS = 400
 
 
 class MotionPriorTask:
-    """Photometric: no motion is told, only the mean square between moved latents and the clip's counts."""
+    """Words to speeds: captions made by program, whose motion is known."""
 
     def __init__(self, config: TrainConfig):
-        self.config, options = config, config.denoiser
+        self.config = config
         torch.manual_seed(config.run.seed)
-        towers = Towers(options.towers_dir)
-        self.buckets = load_cache(Path(config.data.cache_dir) / "train", options.only_targets)
-        self.val_buckets = load_cache(Path(config.data.cache_dir) / "test", options.only_targets)
-        self.embeddings = [towers.embed(b) for b in self.buckets]
-        self.val_embeddings = [towers.embed(b) for b in self.val_buckets]
-        channels = self.buckets[0].latents.shape[2]
-        self.model = MotionPrior(towers.empty_text.shape[-1], channels)
-        counts = np.array([len(b.captions) for b in self.buckets], float)
-        self.shares = counts / counts.sum()
+        self.towers = Towers(config.denoiser.towers_dir)
+        self.pack = Pack(config.data.pack_dir, "train")
+        self.model = MotionPrior(self.towers.empty_text.shape[-1], config.denoiser.model["in_channels"])
+        # a normal amount of each motion counts alike
+        self.units = torch.tensor(true_speeds(dict.fromkeys(("pan", "tilt", "zoom", "roll"), 1.0))[0])
+        val_pack = Pack(config.data.pack_dir, "test")
+        self.val_batch = self._make(val_pack, np.random.default_rng([config.run.seed, 9]), NUM_VAL_CAPTIONS)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (b f c h w), text (b n d), fps (b)."""
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text (b n d), speeds (b 4)."""
         rng = np.random.default_rng([self.config.run.seed, 5, step])
-        index = int(rng.choice(len(self.buckets), p=self.shares))
-        bucket = self.buckets[index]
-        rows = torch.from_numpy(rng.integers(len(bucket.captions), size=self.config.optim.batch_size))
-        stride = int(rng.integers(1, 6))
-        frames = torch.arange(NUM_FRAMES) * stride
-        fps = torch.full((len(rows),), self.config.data.fps / stride)
-        return bucket.latents[rows][:, frames].float(), self.embeddings[index][0][rows].float(), fps
+        return self._make(self.pack, rng, self.config.optim.batch_size)
+
+    def _make(self, pack: Pack, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        captions, targets = zip(*(sample_caption(pack, rng) for _ in range(count)), strict=True)
+        speeds = torch.tensor([true_speeds(t)[0] for t in targets])
+        return self.towers.encode_text(list(captions)), speeds
 
     def loss(self, batch: tuple, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        latents, text, fps = batch
-        clips = latents.transpose(1, 2)
-        moved = self.model.move(clips[:, :, :1], text, fps, clips.shape[2])
-        loss = (moved - clips)[:, :, 1:].square().mean()
-        still = (clips[:, :, :1] - clips)[:, :, 1:].square().mean()
-        return loss, {"loss": loss.item(), "of_still": (loss / still).item()}
+        text, speeds = batch
+        loss = F.smooth_l1_loss(self.model.speeds(text) / self.units, speeds / self.units, beta=0.1)
+        return loss, {"loss": loss.item()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        errors, stills = [], []
-        for bucket, (text, _) in zip(self.val_buckets, self.val_embeddings, strict=True):
-            clips = bucket.latents.float().transpose(1, 2)
-            fps = torch.full((len(clips),), float(self.config.data.fps))
-            moved = self.model.move(clips[:, :, :1], text.float(), fps, clips.shape[2])
-            errors.append((moved - clips).square().mean().item())
-            stills.append((clips[:, :, :1] - clips).square().mean().item())
-        return {"loss": float(np.mean(errors)), "still": float(np.mean(stills))}
+        """On captions of held-out photos and cut-outs: mean error, in normal amounts, and right signs."""
+        text, speeds = self.val_batch
+        self.model.eval()
+        found = self.model.speeds(text)
+        self.model.train()
+        errors = ((found - speeds) / self.units).abs().mean(dim=0)
+        is_asked = speeds != 0
+        signs = (found.sign() == speeds.sign())[is_asked].float().mean()
+        is_still = (found[~is_asked] == 0).float().mean()
+        named = dict(zip(("pan", "tilt", "zoom", "roll"), errors.tolist(), strict=True))
+        return {f"error_{k}": v for k, v in named.items()} | {"signs": signs.item(), "still": is_still.item()}
 
     def export(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,18 +87,42 @@ class PixelMover(nn.Module):
         self.vae = PatchAutoencoder.from_pretrained(vae_dir).eval()
 
     @torch.no_grad()
-    def move(self, image_latents: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Image latents (b c 1 h w) -> (b c f h w)."""
+    def move(
+        self,
+        image_latents: torch.Tensor,
+        text: torch.Tensor,
+        fps: torch.Tensor,
+        num_frames: int,
+        truth: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Image latents (b c 1 h w) -> (b c f h w). `truth`: camera speeds (b 4) and the object's velocity (b 2), NaN
+        where nobody knows them, to move by in place of what the text asks for."""
         scale = self.vae.config.scaling_factor
         with torch.autocast(image_latents.device.type, torch.bfloat16):
             pixels = self.vae.decode(image_latents[:, :, 0] / scale).sample.float().clamp(-1, 1)
-        return torch.cat([image_latents, self.move_pixels(pixels.unsqueeze(2), text, fps, num_frames)], dim=2)
+        moved = self.move_pixels(pixels.unsqueeze(2), text, fps, num_frames, truth)
+        return torch.cat([image_latents, moved], dim=2)
 
     @torch.no_grad()
-    def move_pixels(self, image: torch.Tensor, text: torch.Tensor, fps: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def move_pixels(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        fps: torch.Tensor,
+        num_frames: int,
+        truth: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Pixels (b 3 1 h w) in [-1, 1] -> latents (b c f-1 h w) of the frames after the image."""
         picture = (image.float(), text, fps, num_frames)
-        moved = self.prior.move(*picture) if self.objects is None else self.objects.move(self.prior, *picture)
+        speeds = velocity = None
+        if truth is not None:
+            speeds = torch.where(truth[0].isnan(), self.prior.speeds(text).float(), truth[0])
+        if truth is not None and self.objects is not None:
+            velocity = torch.where(truth[1].isnan(), self.objects(image[:, :, 0], text)[1].float(), truth[1])
+        if self.objects is None:
+            moved = self.prior.move(*picture, speeds)
+        else:
+            moved = self.objects.move(self.prior, *picture, speeds, velocity)
         flat = rearrange(moved[:, :, 1:], "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
         if not len(flat):
             h, w = (side // PATCH for side in image.shape[-2:])
@@ -121,13 +145,14 @@ def set_priors(unet: I2VGenXLUNet, options: DenoiserConfig) -> ObjectPrior | Non
 
 
 @torch.no_grad()
-def residual_variances(mover: PixelMover, buckets: list[Bucket], embeddings: list) -> torch.Tensor:
+def residual_variances(mover: PixelMover, buckets: list[Bucket], embeddings: list, truths: list) -> torch.Tensor:
     """(16 c): mean square of what the frames of cached clips (16 at 8 fps) differ from the moved image by."""
     totals = []
-    for bucket, (text, _) in zip(buckets, embeddings, strict=True):
+    for bucket, (text, _), truth in zip(buckets, embeddings, truths, strict=True):
         device = next(mover.parameters()).device
         clips = bucket.latents[:40].float().transpose(1, 2).to(device)
         fps = torch.full((len(clips),), 8.0, device=device)
-        moved = mover.move(clips[:, :, :1], text[:40].float().to(device), fps, VARIANCE_SAMPLES)
+        known = tuple(part[:40].to(device) for part in truth)
+        moved = mover.move(clips[:, :, :1], text[:40].float().to(device), fps, VARIANCE_SAMPLES, known)
         totals.append((clips - moved).square().mean(dim=(0, 3, 4)).T)
     return torch.stack(totals).mean(0)

@@ -130,12 +130,15 @@ def whole_model(model: nn.Module) -> nn.Module:
         return model
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    from i2vgen.train.lora import copy_adapters
+
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() > 0:
         return model
     kind = next(k for k in type(model).__mro__[1:] if issubclass(k, ModelMixin))  # sharding made a class of its own
     with torch.device("meta"):
         whole = kind.from_config(model.config)
+        copy_adapters(model, whole)
     whole.load_state_dict(weights, assign=True)
     return whole
 
