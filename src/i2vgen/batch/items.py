@@ -111,15 +111,22 @@ def image_identity(image: str) -> str | None:
         return None
 
 
-def model_identity(model: str, dtype: str = "auto", refiner: str | None = None) -> str:
-    """Changes with the model: configurations are read whole, weights by their size and samples.
+def model_identity(
+    model: str, dtype: str = "auto", refiner: str | None = None, loras: Sequence[tuple[str, float]] = ()
+) -> str:
+    """Changes with the model: configurations are read whole, weights by their size and samples, adapters whole.
 
-    `model` and `refiner` as `load_cascade` takes them. Raises ModelError for one that cannot be found.
+    `model` and `refiner` as `load_cascade` takes them; `loras`: (path, weight). Raises ModelError or CheckpointError
+    for one that cannot be found.
     """
     digest = hashlib.sha256(dtype.encode())
     for name in (model, refiner):
         if name is not None:
             _add_model(digest, name)
+    for path, weight in loras:
+        from i2vgen.checkpoints.adapters import open_adapter
+
+        digest.update(f"lora\0{weight}\0{open_adapter(path).sha256}\0".encode())
     return digest.hexdigest()[:32]
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,20 +48,21 @@ def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 class Results:
-    """The results of a folder, open for appending: each entry is on the disk when `append` returns."""
+    """The results of a folder, open for appending: each entry is on the disk when `append` returns. Any thread may."""
 
     def __init__(self, folder: Path):
-        self.path = folder / RESULTS_NAME
+        self.path, self.lock = folder / RESULTS_NAME, threading.RLock()
         self.entries = read_entries(folder)
         self._rewrite(self.entries)
         self.file = self.path.open("ab")
 
     def append(self, entry: dict[str, Any]) -> None:
         """Raises OSError where it cannot be kept."""
-        self.file.write(_line(entry))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.entries[entry["output"]] = entry
+        with self.lock:
+            self.file.write(_line(entry))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.entries[entry["output"]] = entry
 
     def close(self, order: Iterable[str]) -> None:
         """Leave one line for each output, those of `order` first, in this order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class BatchResult:
 def run_batch(
     items: Sequence[Item],
     folder: str | Path,
-    load: Callable[[], CascadePipeline],
+    load: Callable[[], CascadePipeline | list[CascadePipeline]],
     model: str,
     batch_size: int = 1,
     force: bool = False,
@@ -68,8 +69,9 @@ def run_batch(
     """Make the items' videos in `folder`, those that are not there yet.
 
     `load` gives the cascade, and is called once, only if there is something to make; `model` is its identity
-    (`model_identity`), kept with each result. Items that follow each other and agree in size and options are
-    sampled together, at most `batch_size`.
+    (`model_identity`), kept with each result. It may give a list of cascades that work side by side, each in a
+    thread, as those of `ray_cascades` do. Items that follow each other and agree in size and options are sampled
+    together, at most `batch_size`.
 
     An item that fails is recorded and the run goes on, unless `stop_on_error`. KeyboardInterrupt passes
     through: the item in hand leaves nothing, all before it are recorded.
@@ -98,7 +100,7 @@ def run_batch(
 def _run(
     items: Sequence[Item],
     folder: Path,
-    load: Callable[[], CascadePipeline],
+    load: Callable[[], CascadePipeline | list[CascadePipeline]],
     model: str,
     batch_size: int,
     force: bool,
@@ -116,8 +118,9 @@ def _run(
     report.planned(states, len(pending))
 
     # 2. One load of the model
-    cascade = load() if pending else None
-    if cascade is not None:
+    cascades = load() if pending else []
+    cascades = cascades if isinstance(cascades, list) else [cascades]
+    for cascade in cascades[:1]:
         _check_stages(cascade, pending)
 
     # 3. One after the other, each recorded
@@ -126,14 +129,9 @@ def _run(
         if not retry_failed:
             result.failed += [results.entries[state.item.output] for state in states if state.status == FAILED]
         remove_leftovers(folder, [item.output for item in items])
-        maker = _Maker(cascade, folder, results, report, result)
-        num_failed_before = len(result.failed)
-        for together in _grouped(maker, pending, batch_size):
-            if together:
-                maker.make(together)
-            if stop_on_error and len(result.failed) > num_failed_before:
-                result.is_stopped = True
-                break
+        makers = [_Maker(cascade, folder, results, report, result) for cascade in cascades]
+        if makers:
+            _make_all(makers, pending, batch_size, stop_on_error)
     finally:
         results.close(item.output for item in items)
     return result
@@ -148,6 +146,52 @@ def _check_stages(cascade: CascadePipeline, pending: Sequence[ItemState]) -> Non
             f"model {cascade.model_name!r} has no refinement stage, and {refined[0].place} asks for it: "
             "add --no-refine, or refine false to the row"
         )
+
+
+def _make_all(makers: Sequence[_Maker], pending: Sequence[ItemState], batch_size: int, stop_on_error: bool) -> None:
+    """One maker works here; several each in a thread, all taking from one list."""
+    result = makers[0].result
+    groups, taking, num_failed_before = _grouped(makers[0], pending, batch_size), threading.Lock(), len(result.failed)
+    stopping, errors = threading.Event(), []
+
+    def work(maker: _Maker) -> None:
+        while not stopping.is_set():
+            with taking:
+                together = next(groups, None)
+            if together is None:
+                return
+            if together:
+                maker.make(together)
+            if stop_on_error and len(result.failed) > num_failed_before:
+                result.is_stopped = True
+                return
+
+    def work_in_thread(maker: _Maker) -> None:
+        try:
+            work(maker)
+        except BaseException as error:  # of our own, such as results that cannot be kept; those of items are recorded
+            errors.append(error)
+            stopping.set()
+
+    if len(makers) == 1:
+        work(makers[0])
+        return
+    threads = [threading.Thread(target=work_in_thread, args=(maker,), daemon=True) for maker in makers]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():  # a join without end would keep an interrupt waiting
+                thread.join(0.2)
+    except KeyboardInterrupt:
+        stopping.set()
+        for maker in makers:
+            maker.interrupt()
+        for thread in threads:
+            thread.join()
+        raise
+    if errors:
+        raise errors[0]
 
 
 @dataclass
@@ -168,6 +212,12 @@ class _Maker:
     ):
         self.cascade, self.folder, self.results = cascade, folder, results
         self.report, self.result = report, result
+        self.is_interrupted = False
+
+    def interrupt(self) -> None:
+        """From another thread: end what is sampled now, and record nothing of it."""
+        self.is_interrupted = True
+        self.cascade.interrupt()
 
     def prepare(self, state: ItemState) -> _Prepared | None:
         """Read the picture and settle the sizes; None, with a failure recorded, if that cannot be."""
@@ -197,6 +247,8 @@ class _Maker:
         try:
             output = self._sample(together, progress)
         except Exception as caught:
+            if self.is_interrupted:
+                return
             error = caught
         finally:
             self.report.sampled(items)
@@ -243,14 +295,18 @@ class _Maker:
             entry = self._entry(prepared.state, DONE, seconds + time.monotonic() - begin) | facts
             self.results.append(entry)
             self.result.done.append(entry)
-        self.report.finished(prepared.item, entry)
+        self._tell_finished(prepared.item, entry)
 
     def _fail(self, state: ItemState, error: Exception, seconds: float) -> None:
         logger.debug("%s", state.item.output, exc_info=error)
         entry = self._entry(state, FAILED, seconds) | {"error": described(error)}
         self.results.append(entry)
         self.result.failed.append(entry)
-        self.report.finished(state.item, entry)
+        self._tell_finished(state.item, entry)
+
+    def _tell_finished(self, item: Item, entry: dict[str, Any]) -> None:
+        with self.results.lock:
+            self.report.finished(item, entry)
 
     def _entry(self, state: ItemState, status: str, seconds: float | None = None) -> dict[str, Any]:
         item = state.item

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +43,15 @@ class AdapterFile:
     tensors: dict[str, torch.Tensor]
     settings: dict[str, Any]  # of peft's LoraConfig, {} where the file has none
     stage: str | None  # "base" or "refine", None where the file does not say
+
+    @property
+    def sha256(self) -> str:
+        """Of tensors and settings, in whatever order and file they are."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode())
+        for key, tensor in sorted(self.tensors.items()):
+            digest.update(f"\0{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,9 @@ def adaptable_modules(unet: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in modules.items()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(PRIORS) and ".base_layer" not in name
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and not name.startswith(PRIORS)
+        and ".base_layer" not in name
         # an adapter's own layers
         and not any(part.startswith("lora_") for part in name.split("."))
     }
@@ -142,23 +155,28 @@ def add_adapter(adapter: Adapter, unet: I2VGenXLUNet, name: str, pipeline: Any =
     require_peft()
     tensors = {UNET + key: tensor for key, tensor in adapter.tensors.items()}
     settings = {UNET + key: value for key, value in adapter.peft_settings().items()}
-    unet.load_lora_adapter(tensors, prefix="unet", adapter_name=name, metadata=settings, _pipeline=pipeline)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        unet.load_lora_adapter(tensors, prefix="unet", adapter_name=name, metadata=settings, _pipeline=pipeline)
     unet.train(unet.training)  # the new layers are in training mode
 
 
 def adapter_of(unet: I2VGenXLUNet, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, fields of peft's LoraConfig) of an adapter in the UNet. Raises CheckpointError if it has none so."""
+    """(tensors, fields of peft's LoraConfig) of an adapter in the UNet, with alpha = rank: its strength is in the
+    tensors, for readers that look at these alone. Raises CheckpointError if there is none of the name."""
     require_peft()
     from peft.utils import get_peft_model_state_dict
 
     configs = getattr(unet, "peft_config", None) or {}
     if name not in configs:
         raise CheckpointError(f"adapter {name!r} is not in the UNet; it has {', '.join(configs) or 'none'}")
-    config = configs[name]
-    targets = config.target_modules
-    settings = {field: getattr(config, field) for field in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}
-    settings["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
-    return get_peft_model_state_dict(unet, adapter_name=name), settings
+    fields = {field: getattr(configs[name], field) for field in ("lora_alpha", "alpha_pattern")}
+    tensors = get_peft_model_state_dict(unet, adapter_name=name)
+    found = fit_adapter(AdapterFile(f"adapter {name!r}", tensors, fields, None), unet)
+    ranks = found.ranks
+    up = {module: tensor * (found.alphas[module] / ranks[module]) for module, tensor in found.up.items()}
+    plain = Adapter(found.down, up, dict(ranks))
+    return plain.tensors, plain.peft_settings()
 
 
 def write_adapter(
@@ -273,7 +291,7 @@ def _expected(module: nn.Module, rank: int, is_down: bool) -> tuple[int, ...]:
 def _check_shape(name: str, key: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise CheckpointError(
-            f"{name}: {key} has shape {tuple(tensor.shape)}, this UNet needs {expected}: the adapter is of another model"
+            f"{name}: {key} has shape {tuple(tensor.shape)}, this UNet needs {expected}: it is of another model"
         )
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"{name}: {key} holds NaN or infinity")

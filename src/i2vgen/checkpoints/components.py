@@ -77,6 +77,19 @@ class Component:
                 return CLIPVisionModelWithProjection(CLIPVisionConfig(**self.config))
             return I2VGenXLUNet(**self.config)
 
+    def target_shapes(self, module: torch.nn.Module | None = None) -> dict[str, Shape]:
+        """Shapes by name in a diffusers folder, of `module` or else of one built from the config."""
+        module = self.empty() if module is None else module
+        own, names = module.state_dict(), self._names_in(module)
+        return {key: tuple(own[names[key]].shape) for key in self.table.targets if key in names}
+
+    def _names_in(self, module: torch.nn.Module) -> dict[str, str]:
+        """Name in a diffusers folder -> name in the module."""
+        names = {key: key for key in module.state_dict()}
+        if self.class_name == "CLIPTextModel":  # transformers 5 reads the prefix from files; its modules have none
+            names |= {TEXT_PREFIX_4 + key: key for key in module.state_dict()}
+        return names
+
     def write_config(self, folder: Path) -> None:
         """Write config.json as the component's library would."""
         module = self.empty()
@@ -92,14 +105,10 @@ class Component:
         Raises CheckpointError for keys that are unknown or missing, wrong shapes, and weights that are no numbers.
         """
         module = self.empty()
-        own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        names = {key: key for key in own}
-        if self.class_name == "CLIPTextModel":  # transformers 5 reads the prefix from files; its modules have none
-            names |= {TEXT_PREFIX_4 + key: key for key in own}
+        names = self._names_in(module)
         with open_tensors(self.file) as tensors:
-            keys = [key for key in tensors.keys() if self.owns(key)]  # noqa: SIM118
-            sources = {key: tensors.shapes[key] for key in keys}
-            self.table.check_shapes(sources, {key: own[names[key]] for key in self.table.targets})
+            sources = {key: shape for key, shape in tensors.shapes.items() if self.owns(key)}
+            self.table.check_shapes(sources, self.target_shapes(module))
             weights = {}
             for key, tensor in self.table.convert(tensors.read):
                 if not tensor.is_floating_point():
@@ -124,13 +133,15 @@ def plan(folder: ReleasedFolder, is_refiner: bool | None = None) -> list[Compone
     """
     released = [RELEASED[name] for name in folder.variants(is_refiner)]
     components = [_unet(folder, r, "refine_unet" if r.is_refiner and len(released) > 1 else "unet") for r in released]
-    components.append(_vae(folder))
+    with open_tensors(folder.vae) as tensors:
+        prefix = VAE_PREFIX if any(key.startswith(VAE_PREFIX) for key in tensors) else ""
+        components.append(_described(folder.vae, vae_component, folder.vae, tensors.shapes, prefix))
     with open_tensors(folder.clip) as tensors:
-        shapes = dict(tensors.shapes)
-    if any(r.uses_text for r in released):
-        components.append(_text_tower(folder, shapes))
-    if any(r.uses_image for r in released):
-        components.append(_image_tower(folder, shapes))
+        given = folder.clip, tensors.shapes, folder.clip_config
+        if any(r.uses_text for r in released):
+            components.append(_described(folder.clip, text_component, *given))
+        if any(r.uses_image for r in released):
+            components.append(_described(folder.clip, image_component, *given))
     return components
 
 
@@ -142,46 +153,54 @@ def _unet(folder: ReleasedFolder, released: Released, name: str) -> Component:
     return Component(name, class_name, file, unet_table(config), config)
 
 
-def _vae(folder: ReleasedFolder) -> Component:
-    with open_tensors(folder.vae) as tensors:
-        shapes = dict(tensors.shapes)
-    prefix = VAE_PREFIX if any(key.startswith(VAE_PREFIX) for key in shapes) else ""
-    own = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-    config = _described(folder.vae, vae_config, own)
+def vae_component(file: Path, shapes: Mapping[str, Shape], prefix: str) -> Component:
+    """The first stage of latent diffusion, whose keys in `file` begin with `prefix`."""
+    config = vae_config(_below(prefix, shapes))
     table = vae_table(config).with_prefix(source=prefix)
-    return Component("vae", "AutoencoderKL", folder.vae, table, config, prefix, f"{prefix}loss.")
+    # the loss of the first stage's own training is in some files
+    return Component("vae", "AutoencoderKL", file, table, config, prefix, f"{prefix}loss.")
 
 
-def _text_tower(folder: ReleasedFolder, shapes: Mapping[str, Shape]) -> Component:
-    given = _clip_part(folder, "text_cfg", ("width", "heads"))
+def text_component(
+    file: Path, shapes: Mapping[str, Shape], clip_config: Mapping[str, Any], prefix: str = ""
+) -> Component:
+    """open_clip's text tower; `clip_config`: contents of open_clip_config.json, {} where there is none."""
+    given = _clip_part(file, clip_config, "text_cfg", ("width", "heads"))
     head_width = {"head_width": given["width"] // given["heads"]} if given else {}
-    config = _described(folder.clip, text_config, shapes, **head_width)
-    table = text_table(config["num_hidden_layers"]).with_prefix(target=TEXT_PREFIX_4)
-    return Component("text_encoder", "CLIPTextModel", folder.clip, table, config, not_prefix=VISION_PREFIX)
+    config = text_config(_below(prefix, shapes), **head_width)
+    table = text_table(config["num_hidden_layers"]).with_prefix(source=prefix, target=TEXT_PREFIX_4)
+    return Component("text_encoder", "CLIPTextModel", file, table, config, prefix, prefix + VISION_PREFIX)
 
 
-def _image_tower(folder: ReleasedFolder, shapes: Mapping[str, Shape]) -> Component:
-    given = _clip_part(folder, "vision_cfg", ("head_width",))
-    config = _described(folder.clip, vision_config, shapes, **given)
-    table = vision_table(config["num_hidden_layers"])
-    return Component("image_encoder", "CLIPVisionModelWithProjection", folder.clip, table, config, VISION_PREFIX)
+def image_component(
+    file: Path, shapes: Mapping[str, Shape], clip_config: Mapping[str, Any], prefix: str = ""
+) -> Component:
+    """open_clip's image tower; arguments as in `text_component`."""
+    given = _clip_part(file, clip_config, "vision_cfg", ("head_width",))
+    config = vision_config(_below(prefix, shapes), **given)
+    table = vision_table(config["num_hidden_layers"]).with_prefix(source=prefix)
+    return Component("image_encoder", "CLIPVisionModelWithProjection", file, table, config, prefix + VISION_PREFIX)
 
 
-def _described(file: Path, describe: Any, *arguments: Any, **fields: Any) -> dict[str, Any]:
+def _below(prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+def _described(file: Path, describe: Any, *arguments: Any) -> Any:
     try:
-        return describe(*arguments, **fields)
+        return describe(*arguments)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def _clip_part(folder: ReleasedFolder, part: str, fields: tuple[str, ...]) -> dict[str, int]:
+def _clip_part(file: Path, clip_config: Mapping[str, Any], part: str, fields: tuple[str, ...]) -> dict[str, int]:
     """Those `fields` of a tower in open_clip_config.json, or nothing where they are not all there."""
-    model = folder.clip_config.get("model_cfg", folder.clip_config)
+    model = clip_config.get("model_cfg", clip_config)
     given = model.get(part, {}) if isinstance(model, Mapping) else {}
     found = {name: given[name] for name in fields if isinstance(given, Mapping) and name in given}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{folder.path}: open_clip_config.json: {part}.{name} is {value!r}, not a number")
+            raise CheckpointError(f"{file.parent}: open_clip_config.json: {part}.{name} is {value!r}, not a number")
     return found if len(found) == len(fields) else {}
 
 

@@ -98,6 +98,11 @@ def convert(
                     _write_file(temporary, work[0], report, total)
             except CheckpointError as error:
                 raise CheckpointError(f"{src}: {error}") from None
+            except OSError as error:
+                reason = error.strerror or error
+                raise OSError(
+                    f"{target}: could not be written ({reason}): make room, or choose another disk"
+                ) from error
     return Converted(
         target,
         todo.found,

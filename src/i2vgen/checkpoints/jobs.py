@@ -10,9 +10,17 @@ from pathlib import Path
 
 import torch
 
-from i2vgen.checkpoints.clip_keys import TEXT_PREFIX_4, VISION_PREFIX, text_table, vision_table
-from i2vgen.checkpoints.components import VAE_PREFIX, Component, plan, write_small_files
-from i2vgen.checkpoints.configs import SOURCES, text_config, unet_config, vae_config, vision_config
+from i2vgen.checkpoints.clip_keys import VISION_PREFIX
+from i2vgen.checkpoints.components import (
+    VAE_PREFIX,
+    Component,
+    image_component,
+    plan,
+    text_component,
+    vae_component,
+    write_small_files,
+)
+from i2vgen.checkpoints.configs import SOURCES, unet_config
 from i2vgen.checkpoints.detect import (
     INDEX_FILE,
     TEXT_PREFIX,
@@ -73,6 +81,9 @@ class Job:
             if self.targets is not None:
                 self.table.check_shapes(shapes, self.targets)
             origin = {e.target: e.source for entries in self.table.by_source.values() for e in entries}
+        for key in origin.values() if self.targets is not None else ():
+            if not tensors.dtypes[key].is_floating_point:
+                raise CheckpointError(f"{key}: weights are {tensors.dtypes[key]}, expected a floating-point type")
         return {key: (written[key], _dtype(tensors.dtypes[origin[key]], dtype)) for key in origin}
 
     def stream(self, tensors: TensorSource) -> Iterator[tuple[str, torch.Tensor]]:
@@ -106,12 +117,12 @@ def jobs_to_diffusers(path: Path, source: str | None = None) -> Jobs:
         return Jobs(found, [_job(_unet(path, shapes, settled(found, source)))])
     _only_for_unets(source, found)
     if found.kind == "vae" and found.source == "ldm":
-        return Jobs(found, [_job(_vae(path, shapes, found.prefix))])
+        return Jobs(found, [_job(vae_component(path, shapes, found.prefix))])
     if found.source == "open_clip":
         towers = _towers(path, shapes, found.prefix)
         return Jobs(found, [_job(tower, tower.name if len(towers) > 1 else "") for tower in towers])
     if found.kind == "sd":
-        parts = [_vae(path, shapes, VAE_PREFIX)]
+        parts = [vae_component(path, shapes, VAE_PREFIX)]
         if "text_encoder" in found.components:
             parts += _towers(path, shapes, TEXT_PREFIX)
         note = "the image UNet, from which training can start as the file is"
@@ -153,7 +164,7 @@ def jobs_to_vgen(path: Path, source: str | None = None) -> Jobs:
     for name, value in VGEN_FIELDS.items():
         if component.config.get(name, UNET_DEFAULTS[name]) != value:
             raise CheckpointError(f"{path}: {name} is {component.config[name]}, and VGen's code always has {value}")
-    job = Job("", path, unet_table(component.config), target_shapes(component), is_back=True)
+    job = Job("", path, unet_table(component.config), component.target_shapes(), is_back=True)
     return Jobs(found, [job], left_out=left_out)
 
 
@@ -188,18 +199,11 @@ def _job(component: Component, name: str = "") -> Job:
         name,
         component.file,
         component.table,
-        target_shapes(component),
+        component.target_shapes(),
         owns=component.owns,
         write_config=component.write_config,
         stem=STEMS[component.library],
     )
-
-
-def target_shapes(component: Component) -> dict[str, Shape]:
-    """Shapes in a diffusers folder, by the names there, of the module that the component's config builds."""
-    shapes = {key: tuple(value.shape) for key, value in component.empty().state_dict().items()}
-    shapes |= {TEXT_PREFIX_4 + key: shape for key, shape in shapes.items()}
-    return {key: shapes[key] for key in component.table.targets if key in shapes}
 
 
 def _unet(path: Path, shapes: Mapping[str, Shape], source: str) -> Component:
@@ -207,44 +211,15 @@ def _unet(path: Path, shapes: Mapping[str, Shape], source: str) -> Component:
     return Component("unet", "I2VGenXLUNet", path, unet_table(config), config)
 
 
-def _vae(path: Path, shapes: Mapping[str, Shape], prefix: str) -> Component:
-    config = vae_config(_below(prefix, shapes))
-    table = vae_table(config).with_prefix(source=prefix)
-    # the loss of the first stage's own training is in some files
-    return Component("vae", "AutoencoderKL", path, table, config, prefix, f"{prefix}loss.")
-
-
 def _towers(path: Path, shapes: Mapping[str, Shape], prefix: str) -> list[Component]:
-    own, heads = _below(prefix, shapes), _head_widths(path.parent / CLIP_CONFIG_FILE)
-    visual, towers = prefix + VISION_PREFIX, []
-    if "token_embedding.weight" in own:
-        config = text_config(own, **heads.get("text_cfg", {}))
-        table = text_table(config["num_hidden_layers"]).with_prefix(source=prefix, target=TEXT_PREFIX_4)
-        towers.append(Component("text_encoder", "CLIPTextModel", path, table, config, prefix, visual))
-    if f"{VISION_PREFIX}proj" in own:
-        config = vision_config(own, **heads.get("vision_cfg", {}))
-        table = vision_table(config["num_hidden_layers"]).with_prefix(source=prefix)
-        towers.append(Component("image_encoder", "CLIPVisionModelWithProjection", path, table, config, visual))
+    config_file = path.parent / CLIP_CONFIG_FILE
+    given = path, shapes, read_json(config_file) if config_file.is_file() else {}, prefix
+    towers = []
+    if f"{prefix}token_embedding.weight" in shapes:
+        towers.append(text_component(*given))
+    if f"{prefix}{VISION_PREFIX}proj" in shapes:
+        towers.append(image_component(*given))
     return towers
-
-
-def _head_widths(file: Path) -> dict[str, dict[str, int]]:
-    """What open_clip's own configuration says and shapes do not; nothing where it is not beside the weights."""
-    given = read_json(file) if file.is_file() else {}
-    try:
-        model = given.get("model_cfg", given)
-        widths = {}
-        if "text_cfg" in model:
-            widths["text_cfg"] = {"head_width": model["text_cfg"]["width"] // model["text_cfg"]["heads"]}
-        if "head_width" in model.get("vision_cfg", {}):
-            widths["vision_cfg"] = {"head_width": int(model["vision_cfg"]["head_width"])}
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{file}: is no configuration of open_clip ({error!r}): correct or remove it") from error
-    return widths
-
-
-def _below(prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 
 def _our_unet(path: Path) -> Component:

@@ -63,6 +63,8 @@ class PickleFile(TensorSource):
                 return torch.load(self.files[0], map_location="cpu", weights_only=True, mmap=self._is_zip)
         except pickle.UnpicklingError as error:
             raise _refused(self.path, error) from error
+        except MemoryError as error:  # a bytearray of a terabyte may be asked for
+            raise CheckpointError(f"{self.path}: to open it takes more memory than there is; get it again") from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise damaged(self.path, error) from error
 
@@ -114,8 +116,10 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     text = str(error)
     found = re.search(r"GLOBAL (\S+)", text) or re.search(r"[Uu]nsupported (?:global|class):?\s*(\S+)", text)
     if found is None:
-        # an instruction that no state dict has, or bytes that are no pickle
-        return damaged(path, error)
+        return CheckpointError(
+            f"{path} is refused: it is damaged, or a pickle of something else than weights. Nothing was executed; "
+            "get it again, or as safetensors"
+        )
     return CheckpointError(
         f"{path} is refused: to open it would run {found[1]}, which is no part of weights. Nothing was executed; "
         "get the weights as safetensors, or from a source you trust"

@@ -184,7 +184,7 @@ def weights_of_folder(folder: Path, variant: str | None = None) -> Path:
 
     Raises CheckpointError if there is none, or if several variants leave it open which one is meant.
     """
-    found = _variants(folder)
+    found = variants_of_folder(folder)
     if variant is not None and variant not in found:
         there = f"; there is {', '.join(sorted(v or 'the plain one' for v in found))}" if found else ""
         raise CheckpointError(f"{folder}: no weights of variant {variant!r}{there}")
@@ -195,7 +195,7 @@ def weights_of_folder(folder: Path, variant: str | None = None) -> Path:
     return found[variant or ""] if (variant or "") in found else next(iter(found.values()))
 
 
-def _variants(folder: Path) -> dict[str, Path]:
+def variants_of_folder(folder: Path) -> dict[str, Path]:
     """Variant ("" the plain one) -> its file or index; safetensors before pickles, an index before one file."""
     names = sorted(entry.name for entry in folder.iterdir())
     found: dict[str, Path] = {}

@@ -65,6 +65,7 @@ class TorchZipWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         finally:
+            self._zip.fp = None  # else, after an error, its destructor complains of the closed file
             self._file.close()
 
 

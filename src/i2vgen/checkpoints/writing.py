@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,25 +19,35 @@ from i2vgen.checkpoints.errors import CheckpointError, nearest
 from i2vgen.checkpoints.reading import SAFETENSORS_DTYPES
 from i2vgen.checkpoints.torch_zip import TorchZipWriter, raw_bytes
 
+try:
+    import fcntl
+except ImportError:  # Windows: what killed processes left stays there
+    fcntl = None
+
 Shape = tuple[int, ...]
 Spec = tuple[Shape, torch.dtype]
 
 DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 MAX_SHARD_SIZE = 10 * 1000**3
+OLD = ".old"  # in the hidden folder: what is being replaced
+LOCKING_SECONDS = 5  # a hidden folder younger than that may not be locked yet
 UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, a file or folder to be made there, which takes its place at the end.
+    """A path for a file or folder to be made, which takes the place of `target` at the end.
 
-    After an error or an interruption `target` is as it was and nothing else is left.
+    It is in a hidden folder beside `target`. After an error or an interruption `target` is as it was and nothing
+    else is left; what a killed process left is put in order by the next that writes the same `target`.
     """
     missing = [folder for folder in target.absolute().parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:12]
-    temporary = target.with_name(f".{target.name[:60]}.{mark}{target.suffix}")
-    old = target.with_name(f".{target.name[:60]}.{mark}.old")
+    _recover(target)
+    place = target.with_name(f".{target.name[:60]}.{uuid.uuid4().hex[:12]}")
+    place.mkdir()
+    lock = _lock(place)
+    temporary, old = place / target.name, place / OLD
     is_done = False
     try:
         yield temporary
@@ -47,14 +58,40 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not is_done:
             os.rename(old, target)
-        for left in (temporary, old):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            left.unlink(missing_ok=True) if not left.is_dir() else None
+        shutil.rmtree(place, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         if not is_done:
             for folder in missing:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
+
+
+def _recover(target: Path) -> None:
+    """Remove what killed processes left beside `target`, and put back a folder that they had moved away."""
+    left = re.compile(rf"\.{re.escape(target.name[:60])}\.[0-9a-f]{{12}}")
+    for place in target.parent.iterdir():
+        if not left.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
+            continue
+        if time.time() - place.stat().st_mtime < LOCKING_SECONDS or (lock := _lock(place)) is None:
+            continue  # another process is at work there
+        if (place / OLD).exists() and not target.exists():
+            os.rename(place / OLD, target)
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder until it is closed or the process ends, None where that cannot be."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by another, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def parse_size(text: str | int) -> int:

@@ -23,6 +23,7 @@ from i2vgen.cli.refine import refine
 from i2vgen.cli.report import print_json, warnings_to_stderr
 from i2vgen.cli.serve import serve
 from i2vgen.cli.show import show
+from i2vgen.cli.studio import studio
 from i2vgen.cli.train import train
 
 DONE, OURS, USER, INTERRUPTED = 0, 1, 2, 130
@@ -43,6 +44,7 @@ app.command(rich_help_panel="Make videos")(preview)
 app.command(rich_help_panel="Make videos")(refine)
 app.command(rich_help_panel="Make videos")(again)
 app.command(rich_help_panel="Make videos")(batch)
+app.command(rich_help_panel="Make videos")(studio)
 app.add_typer(serve, name="serve", rich_help_panel="Make videos")
 app.command(rich_help_panel="Train and measure")(train)
 app.command(rich_help_panel="Train and measure")(evaluate)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +16,14 @@ from i2vgen.batch.interrupts import terminate_as_interrupt
 from i2vgen.batch.names import FORMATS
 from i2vgen.batch.results import RESULTS_NAME
 from i2vgen.cli import options as o
-from i2vgen.cli.batch_report import Console, counted, print_plan
+from i2vgen.cli.batch_report import ClusterConsole, Console, counted, print_plan
 from i2vgen.cli.output import write_picture
 from i2vgen.cli.preview import SHEET_NAME
 from i2vgen.cli.report import print_json
 from i2vgen.cli.sources import named_model, open_cascade, parse_loras, quiet_libraries
+
+if TYPE_CHECKING:
+    from i2vgen.pipelines import CascadePipeline
 
 SHEET_VIDEOS = 40
 Format = Enum("Format", {name: name for name in FORMATS}, type=str)
@@ -81,6 +84,25 @@ def batch(
             show_default=False,
         ),
     ] = 1,
+    engine: Annotated[
+        o.Engine,
+        typer.Option(
+            "--engine",
+            help="local, or ray: spread over a Ray cluster. \\[local]",
+            rich_help_panel=o.MODEL,
+            show_default=False,
+            metavar="NAME",
+        ),
+    ] = o.Engine.local,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            help="Models side by side on the cluster. \\[its GPUs]",
+            rich_help_panel=o.MODEL,
+            show_default=False,
+        ),
+    ] = None,
     clip_format: Annotated[
         Format,
         typer.Option(
@@ -199,13 +221,22 @@ def batch(
             )
 
         # 2. Make them
-        report = Console(folder, is_quiet=json)
+        if replicas is not None and engine is not o.Engine.ray:
+            raise ValueError("--replicas is of --engine ray: add that, or leave it out")
+        from i2vgen.batch.ray_cascades import ray_cascades
+
+        is_cluster = engine is o.Engine.ray
+        report = ClusterConsole(folder, is_quiet=json) if is_cluster else Console(folder, is_quiet=json)
+
+        def load_here() -> CascadePipeline:
+            return open_cascade(model, device, dtype.value, refiner, loras)
+
         try:
-            with terminate_as_interrupt():
+            with ray_cascades(replicas) if is_cluster else nullcontext() as cluster, terminate_as_interrupt():
                 result = run_batch(
                     items,
                     folder,
-                    load=lambda: open_cascade(model, device, dtype.value, refiner, loras),
+                    load=(lambda: cluster(load_here)) if is_cluster else load_here,
                     model=identity,
                     batch_size=batch_size,
                     force=force,

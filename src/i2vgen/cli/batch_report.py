@@ -70,6 +70,19 @@ class Console(BatchReport):
             print(f"{counted} {line}" + f"; about {readable_seconds(each * left)} left" * (left > 0), flush=True)
 
 
+class ClusterConsole(Console):
+    """The same for cascades that work side by side elsewhere: a line for each item, no bar, no estimate."""
+
+    def prepared(self, cascade: CascadePipeline, item: Item, image: Image.Image) -> None:
+        pass
+
+    def sampling(self, items: Sequence[Item]) -> None:
+        return None
+
+    def sampled(self, items: Sequence[Item]) -> None:
+        pass
+
+
 def chosen_stages(
     cascade: CascadePipeline, item: Item, image_size: tuple[int, int]
 ) -> tuple[BaseOptions, RefineOptions | None]:

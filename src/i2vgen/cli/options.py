@@ -24,6 +24,11 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Engine(str, Enum):
+    local = "local"
+    ray = "ray"
+
+
 def _option(text: str, *names: str, panel: str, metavar: str | None = None, **more):
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False, **more)
 

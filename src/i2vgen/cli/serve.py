@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
-from datetime import datetime, timezone
-from enum import Enum
 from typing import Annotated
 
 import typer
 
 from i2vgen.cli import options as o
-from i2vgen.cli.report import print_json
+from i2vgen.cli.serve_keys import Data, Database, keys, require_packages
+from i2vgen.cli.serve_keys import option as _option
 from i2vgen.cli.sources import named_model, parse_loras, quiet_libraries
 from i2vgen.server.config import Limits, ModelConfig, ServiceConfig
 
@@ -19,34 +17,8 @@ LISTEN, KEEP, WORK, BOUNDS, HOOKS = "Where it listens", "What is kept", "Workers
 LIMITS, DEFAULTS = Limits(), ServiceConfig()
 HOURS, MEGABYTE = 3600.0, 1024 * 1024
 
-serve = typer.Typer(invoke_without_command=True, help="Serve videos over HTTP, in the shape of OpenAI's Videos API.")
-keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
+serve = typer.Typer(invoke_without_command=True)
 serve.add_typer(keys, name="keys")
-
-
-class EngineName(str, Enum):
-    local = "local"
-    ray = "ray"
-
-
-def _option(text: str, *names: str, panel: str, **more):
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
-
-
-Data = Annotated[
-    str, _option("Folder for videos and the queue, or an fsspec address such as s3://bucket/x.", "--data", panel=KEEP)
-]
-Database = Annotated[
-    str | None,
-    _option(
-        "SQLAlchemy URL, such as postgresql://user:secret@host/name. \\[SQLite in --data]",
-        "--database",
-        panel=KEEP,
-        envvar="I2VGEN_DATABASE",
-        show_envvar=True,
-        show_default=False,
-    ),
-]
 
 
 @serve.callback()
@@ -67,7 +39,7 @@ def serve_videos(
     workers: Annotated[
         int | None,
         _option(
-            "Processes on one --device, on cuda one a GPU; 0 serves the API alone. \\[1]",
+            "On one --device, on cuda one a GPU; 0: the API alone. \\[1]",
             panel=WORK,
             show_default=False,
         ),
@@ -76,12 +48,10 @@ def serve_videos(
         bool, _option("Workers without the API, for a service that runs elsewhere.", "--workers-only", panel=WORK)
     ] = False,
     engine: Annotated[
-        EngineName, _option("local processes, or ray: Ray Serve replicas.", "--engine", panel=WORK, metavar="NAME")
-    ] = EngineName.local,
-    max_replicas: Annotated[
-        int, _option("Of --engine ray, at most; one GPU each.", panel=WORK)
-    ] = DEFAULTS.max_replicas,
-    min_replicas: Annotated[int, _option("Of --engine ray, at least.", panel=WORK)] = DEFAULTS.min_replicas,
+        o.Engine, _option("local processes, or ray: Ray Serve.", "--engine", panel=WORK, metavar="NAME")
+    ] = o.Engine.local,
+    max_replicas: Annotated[int, _option("With ray, at most; a GPU each.", panel=WORK)] = DEFAULTS.max_replicas,
+    min_replicas: Annotated[int, _option("With ray, at least.", panel=WORK)] = DEFAULTS.min_replicas,
     threads: Annotated[int, _option("CPU threads of each worker; 0: shared evenly.", panel=WORK)] = 0,
     batch_size: Annotated[int, _option("Jobs of one shape made together.", panel=WORK)] = 1,
     lease: Annotated[
@@ -90,9 +60,7 @@ def serve_videos(
     drain: Annotated[
         float, _option("Seconds that jobs in hand have to finish after SIGTERM.", panel=WORK)
     ] = DEFAULTS.drain_seconds,
-    host: Annotated[
-        str, _option("Address to listen on; keys are needed beyond this machine.", panel=LISTEN)
-    ] = "127.0.0.1",
+    host: Annotated[str, _option("Address; beyond this machine keys are needed.", panel=LISTEN)] = "127.0.0.1",
     port: Annotated[int, _option("Port.", panel=LISTEN, min=0, max=65535)] = DEFAULTS.port,
     allowed_host: Annotated[
         list[str] | None, _option("Host name under which the service is called; repeatable.", panel=LISTEN)
@@ -171,7 +139,7 @@ def serve_videos(
             names=tuple(name or ()),
         ),
         limits=limits,
-        devices=() if engine is EngineName.ray else _devices(device, workers),
+        devices=() if engine is o.Engine.ray else _devices(device, workers),
         threads=threads,
         batch_size=batch_size,
         lease_seconds=lease,
@@ -188,12 +156,21 @@ def serve_videos(
         sign=sign,
         has_metrics=metrics,
     )
-    _require_packages()
+    require_packages()
     _check(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _log_all()
     from i2vgen.server import run
 
     run.work(config) if workers_only else run.serve(config, engine.value)
+
+
+def _log_all() -> None:
+    """One line each on stderr, notices too, in place of the warnings alone that other commands print."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("i2vgen")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
 
 
 def _devices(devices: list[str] | None, workers: int | None) -> tuple[str, ...]:
@@ -206,16 +183,6 @@ def _devices(devices: list[str] | None, workers: int | None) -> tuple[str, ...]:
     device = devices[0] if devices else "auto"
     count = 1 if workers is None else workers
     return tuple(f"cuda:{index}" for index in range(count)) if device == "cuda" and count > 1 else (device,) * count
-
-
-def _require_packages() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import sqlalchemy  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the service needs {error.name}: pip install 'i2vgen[server]'") from error
 
 
 def _check(config: ServiceConfig) -> None:
@@ -240,68 +207,3 @@ def _check(config: ServiceConfig) -> None:
             )
     finally:
         engine.dispose()
-
-
-# Keys
-
-
-def _store(data: str, database: str | None):
-    _require_packages()
-    from i2vgen.server.database import open_database
-    from i2vgen.server.keys import KeyStore
-
-    return KeyStore(open_database(ServiceConfig(data=data, database=database).database_url))
-
-
-def _limit(text: str):
-    return typer.Option(help=text, show_default=False)
-
-
-@keys.command()
-def add(
-    name: Annotated[str, typer.Argument(help="Who holds it.")],
-    data: Data = DEFAULTS.data,
-    database: Database = None,
-    requests_per_minute: Annotated[int | None, _limit("Calls; 0: no bound. \\[the service's]")] = None,
-    videos_per_minute: Annotated[int | None, _limit("New videos; 0: no bound. \\[the service's]")] = None,
-    max_queued: Annotated[int | None, _limit("Jobs that may wait. \\[the service's]")] = None,
-    json: o.Json = False,
-) -> None:
-    """Make a key and print it, once: only its hash is kept. A running service takes it at once."""
-    key, text = _store(data, database).add(name, requests_per_minute, videos_per_minute, max_queued)
-    if json:
-        print_json({"id": key.id, "name": key.name, "key": text})
-        return
-    print(text)
-    print(f"key {key.id} of {key.name}; it is not shown again", file=sys.stderr)
-
-
-@keys.command("list")
-def list_keys(data: Data = DEFAULTS.data, database: Database = None, json: o.Json = False) -> None:
-    """Keys, with their limits, in use and revoked."""
-    found = _store(data, database).all()
-    if json:
-        print_json({"keys": [vars(key) for key in found]})
-        return
-    for key in found:
-        made = datetime.fromtimestamp(key.created_at, timezone.utc)
-        state = "revoked" if key.revoked_at else "in use"
-        print(f"{key.id}  {state:8}  made {made:%Y-%m-%d %H:%M} UTC  {key.name}")
-    if not found:
-        print("no keys yet: i2vgen serve keys add NAME", file=sys.stderr)
-
-
-@keys.command()
-def revoke(
-    key: Annotated[str, typer.Argument(help="Id of a key, or the name of its holder.")],
-    data: Data = DEFAULTS.data,
-    database: Database = None,
-    json: o.Json = False,
-) -> None:
-    """Revoke a key, or all of one holder; a running service refuses it at once. Its videos stay until they expire."""
-    revoked = _store(data, database).revoke(key)
-    if json:
-        print_json({"revoked": [found.id for found in revoked]})
-        return
-    for found in revoked:
-        print(f"key {found.id} of {found.name} is revoked")

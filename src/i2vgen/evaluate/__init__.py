@@ -1,4 +1,4 @@
-"""Measurements of a video or a model."""
+"""Measurements of a video or a model; `i2vgen evaluate` runs them against the bars of nano's model card."""
 
 from i2vgen.evaluate.fidelity import first_frame_psnr, psnr, ssim
 from i2vgen.evaluate.motion import (
@@ -8,6 +8,7 @@ from i2vgen.evaluate.motion import (
     mean_flow,
     motion_is_dominant,
     motion_is_right,
+    peak_flow,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "mean_flow",
     "motion_is_dominant",
     "motion_is_right",
+    "peak_flow",
     "psnr",
     "ssim",
 ]

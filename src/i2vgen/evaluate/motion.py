@@ -7,7 +7,9 @@ moves right.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -156,16 +158,57 @@ def global_motion(frames: np.ndarray) -> GlobalMotion:
 
 
 def mean_flow(frames: np.ndarray) -> float:
-    """Mean length of the dense optical flow (DIS) from the first frame to the last, in frame widths.
+    """Mean length of the dense optical flow from the first frame to the last, in frame widths.
 
     `frames`: uint8 `(f h w 3)`. It sees subject motion as well as camera motion, so it tells a still clip
     from a moving one. Raises as `global_motion`.
     """
+    return _flow_lengths(frames)[-1]
+
+
+def peak_flow(frames: np.ndarray) -> float:
+    """The largest mean length of the flow from the first frame to any other, in frame widths.
+
+    Unlike `mean_flow` it also sees a clip that moves and comes back. Raises as `global_motion`.
+    """
+    return max(_flow_lengths(frames))
+
+
+def _flow_lengths(frames: np.ndarray) -> list[float]:
+    _check_frames(frames)
+    grey = _grey_frames(_import_cv2(), frames)
+    return [float(np.linalg.norm(flow, axis=-1).mean()) / grey[0].shape[1] for flow in chained_flow(grey)]
+
+
+def chained_flow(grey: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Flow from the first frame to each later one, float32 `(h w 2)` in pixels, followed from frame to frame.
+
+    Between frames that are far apart dense flow is lost: a pan by a third of the frame measures a fifth of that.
+    """
+    cv2 = _import_cv2()
+    y, x = np.mgrid[0 : grey[0].shape[0], 0 : grey[0].shape[1]].astype(np.float32)
+    total = np.zeros((*grey[0].shape, 2), np.float32)
+    for earlier, later in pairwise(grey):
+        step = dense_flow(earlier, later)
+        at_x, at_y = x + total[..., 0], y + total[..., 1]
+        total = total + cv2.remap(step, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        yield total
+
+
+def dense_flow(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+    """DIS flow float32 `(h w 2)` in pixels, x first: what is at p in `earlier` is at p + flow(p) in `later`.
+
+    Both: grey uint8 `(h w)`, at least 32 pixels a side.
+    """
+    cv2 = _import_cv2()
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(earlier, later, None)
+
+
+def grey_frames(frames: np.ndarray) -> list[np.ndarray]:
+    """uint8 `(f h w 3)` -> grey frames `(h w)` of the same size. Raises as `global_motion`."""
     cv2 = _import_cv2()
     _check_frames(frames)
-    grey = _grey_frames(cv2, frames[[0, -1]])
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[0], grey[-1], None)
-    return float(np.linalg.norm(flow, axis=-1).mean()) / grey[0].shape[1]
+    return [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
 
 
 class _Link(NamedTuple):
@@ -188,6 +231,21 @@ def _best_link(cv2, grey: list[np.ndarray], index: int) -> tuple[_Link | None, i
     return best, best_gap
 
 
+def follow_points(
+    earlier: np.ndarray, later: np.ndarray, points: np.ndarray, max_error: float = ROUND_TRIP_ERROR
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lucas-Kanade there and back: (where the points `(n 2)` float32 went, which of them returned `(n)` bool).
+
+    A point has returned when it comes back to within `max_error` pixels.
+    """
+    cv2 = _import_cv2()
+    window = {"winSize": (17, 17), "maxLevel": 4}
+    there, there_status, _ = cv2.calcOpticalFlowPyrLK(earlier, later, points, None, **window)
+    back, back_status, _ = cv2.calcOpticalFlowPyrLK(later, earlier, there, None, **window)
+    found = (there_status.ravel() == 1) & (back_status.ravel() == 1)
+    return there, found & (np.linalg.norm(back - points, axis=1) < max_error)
+
+
 def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
     """Similarity between two grey frames `(h w)`, or None when too few points agree."""
     height, width = earlier.shape
@@ -196,11 +254,7 @@ def _link_frames(cv2, earlier: np.ndarray, later: np.ndarray) -> _Link | None:
     if points is None or len(points) < MIN_POINTS:
         return None
     points = points.reshape(-1, 2)
-    window = {"winSize": (17, 17), "maxLevel": 4}
-    there, there_status, _ = cv2.calcOpticalFlowPyrLK(earlier, later, points, None, **window)
-    back, back_status, _ = cv2.calcOpticalFlowPyrLK(later, earlier, there, None, **window)
-    found = (there_status.ravel() == 1) & (back_status.ravel() == 1)
-    found &= np.linalg.norm(back - points, axis=1) < ROUND_TRIP_ERROR
+    there, found = follow_points(earlier, later, points)
     if found.sum() < MIN_POINTS:
         return None
     source, target = points[found], there[found]
@@ -228,7 +282,7 @@ def _check_frames(frames: np.ndarray) -> None:
 
 def _grey_frames(cv2, frames: np.ndarray) -> list[np.ndarray]:
     """uint8 `(f h w 3)` -> grey frames `(h w)`, shrunk to at most `WORKING_SIDE` pixels a side."""
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    grey = grey_frames(frames)
     shrink = WORKING_SIDE / max(frames.shape[1:3])
     if shrink < 1:
         grey = [cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) for frame in grey]

@@ -19,7 +19,6 @@ from i2vgen.pipelines.conditioning import (
     decode_latents,
     draw,
     encode_images_clip,
-    encode_moved,
     encode_pixels,
     encode_prompts,
     prepare_image,
@@ -27,6 +26,8 @@ from i2vgen.pipelines.conditioning import (
 )
 from i2vgen.pipelines.exact import exact_base
 from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
+from i2vgen.pipelines.lora import LoraMixin
+from i2vgen.pipelines.moved import encode_moved
 from i2vgen.pipelines.options import BaseOptions, replaced
 from i2vgen.pipelines.start import base_scheduler
 from i2vgen.schedulers import apply_guidance
@@ -42,7 +43,7 @@ class I2VGenXLPipelineOutput(BaseOutput):
     frames: Any
 
 
-class I2VGenXLPipeline(FamilyPipeline):
+class I2VGenXLPipeline(LoraMixin, FamilyPipeline):
     """Image (+ text) to video. The call signature is the one that diffusers' pipeline of this name had."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -217,7 +218,9 @@ class I2VGenXLPipeline(FamilyPipeline):
 
         # 5. Conditions, the same in every step
         fps = torch.full((len(latents),), options.target_fps, device=device)
-        moved = encode_moved(self.unet, self.vae, pixels, image_latents, prompt_embeds, fps, options.num_frames)
+        image = (pixels, image_latents, prompt_embeds, fps, options.num_frames)
+        found = encode_moved(self.unet, self.vae, *image)
+        moved = None if found is None else found.latents
         conditions = [
             self.unet.encode_conditions(options.num_frames, prompt_embeds, image_embeddings, image_latents, fps, moved)
         ]

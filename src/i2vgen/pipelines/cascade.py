@@ -17,6 +17,7 @@ from i2vgen.media import frames_to_tensor, frames_to_uint8
 from i2vgen.pipelines.base import I2VGenXLPipeline
 from i2vgen.pipelines.conditioning import as_images, as_list, count_videos, decode_latents, read_image
 from i2vgen.pipelines.loading import FamilyPipeline
+from i2vgen.pipelines.lora import LoraMixin
 from i2vgen.pipelines.options import BaseOptions, RefineOptions, replaced
 from i2vgen.pipelines.refine import VideoRefinePipeline
 
@@ -37,18 +38,19 @@ class CascadeOutput:
     fps: int = 8
 
 
-class CascadePipeline(FamilyPipeline):
+class CascadePipeline(LoraMixin, FamilyPipeline):
     """Base and refinement stage, over one set of towers and one VAE where both can use them.
 
     A refiner with a VAE or towers of its own has them under `refine_` names; None means the base stage's. `base`
     is None where only a refiner was loaded, `refiner` is None where there is none. The base latents go to the
     refiner in memory, never through a file. With `release_stages` each stage's weights leave the device before the
-    next stage starts.
+    next stage starts. An adapter goes to the stage that its file names, or that `load_lora_weights(..., stage=)` does.
     """
 
     model_cpu_offload_seq = (
         "text_encoder->image_encoder->unet->refine_text_encoder->refine_image_encoder->refine_unet->refine_vae->vae"
     )
+    _lora_stages = {"base": "unet", "refine": "refine_unet"}
     _optional_components = ["text_encoder", "tokenizer", "refine_unet", "refine_scheduler"] + [
         f"refine_{name}" for name in SHARED
     ]
@@ -330,6 +332,7 @@ class CascadePipeline(FamilyPipeline):
             "kind": "generate",
             "model": self.model_name,
             "refiner": self.refiner_name,
+            "lora": [used for used in self.lora_settings() if refine_options or used["stage"] == "base"],
             "exact": exact,
             "prompt": prompt,
             "negative_prompt": options.negative_prompt if negative_prompt is None else negative_prompt,

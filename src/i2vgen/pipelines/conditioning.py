@@ -131,30 +131,6 @@ def encode_pixels(
 
 
 @torch.no_grad()
-def encode_moved(
-    unet: Any,
-    vae: Any,
-    pixels: torch.Tensor,
-    image_latents: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    fps: torch.Tensor,
-    num_frames: int,
-    chunk_size: int = 8,
-) -> torch.Tensor | None:
-    """Where the UNet's motion prior puts the image: latents (b c f h w), or None for a UNet without one.
-
-    `pixels` (b 3 1 h w) in [-1, 1] are moved and then encoded, which keeps details that moved latents lose.
-    """
-    if not unet.config.use_motion_prior or num_frames == 1:
-        return None
-    moved = unet.move_image(pixels.to(prompt_embeds.device), prompt_embeds, fps, num_frames)[:, :, 1:]
-    flat = moved.transpose(1, 2).flatten(0, 1)
-    means = [vae.encode(c.to(vae.device, vae.dtype)).latent_dist.mean for c in flat.split(chunk_size)]
-    latents = torch.cat(means).unflatten(0, (len(pixels), num_frames - 1)).transpose(1, 2) * vae.config.scaling_factor
-    return torch.cat([image_latents, latents.to(image_latents)], dim=2)
-
-
-@torch.no_grad()
 def decode_latents(vae: Any, latents: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """Scaled latents (b c f h w) -> frames (b 3 f 8h 8w) float32 on the CPU, clamped to [-1, 1]."""
     videos = []

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers.utils.torch_utils import get_device
 
 from i2vgen.checkpoints.components import defaults_of, image_processor_of, plan, tokenizer_of
 from i2vgen.checkpoints.folders import ReleasedFolder, find_folder
+from i2vgen.checkpoints.reading import open_tensors, variants_of_folder
 from i2vgen.checkpoints.released import RELEASED
 from i2vgen.checkpoints.variants import variant_defaults
 from i2vgen.models.autoencoder import PatchAutoencoder
@@ -78,8 +80,8 @@ class FamilyPipeline(DiffusionPipeline):
         if index.get("_class_name") in FOREIGN_REFINERS and "refine_defaults" in inspect.signature(cls).parameters:
             kwargs.setdefault("refine_defaults", _foreign_refine_defaults(folder))
         for name in sorted(expected):
-            entry = index.get(name)
-            if name in kwargs or entry is None or entry[0] is None:
+            entry = _component_entry(folder, index, name)
+            if name in kwargs or entry is None:
                 continue
             if not (folder / name).is_dir():
                 raise ModelError(f"model folder {folder}: component {name!r} is missing")
@@ -169,16 +171,19 @@ def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any], 
             return _load_weights(folder / name, name, cls, kwargs)
         is_base = index.get("_class_name") not in FOREIGN_REFINERS
         return cls.from_pretrained(folder / name, **_scheduler_fields(cls, folder / name, is_base))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(f"model folder {folder}: component {name!r}: {error}") from error
 
 
 def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> torch.nn.Module:
     """Raises ValueError for weights that are missing, of a wrong shape, or (in our classes) unknown: the
     libraries would only log most of these and go on with random ones."""
+    variant = _variant_of(path, kwargs.get("variant"))
+    if not any(path.glob("*.safetensors")):
+        open_tensors(path, variant).close()  # says what is wrong with a pickle, where the libraries do not
     options = {
         "torch_dtype": dtype_of(name, kwargs),
-        "variant": _variant_of(path, kwargs.get("variant")),
+        "variant": variant,
         "output_loading_info": True,
     }
     is_ours = cls in OUR_CLASSES.values()
@@ -202,8 +207,11 @@ def dtype_of(name: str, kwargs: dict[str, Any]) -> torch.dtype:
 
 
 def _variant_of(path: Path, variant: str | None) -> str | None:
-    """`variant` where the component has files of it; folders often have it of some components only."""
-    return variant if variant and any(f".{variant}." in file.name for file in path.iterdir()) else None
+    """`variant` where the component has files of it; else None for its plain files, or the only variant there is."""
+    found = variants_of_folder(path)
+    if variant in found:
+        return variant
+    return next(iter(found)) if "" not in found and len(found) == 1 else None
 
 
 def _scheduler_fields(cls: type, path: Path, is_base: bool) -> dict[str, Any]:
@@ -226,6 +234,16 @@ def _read_index(folder: Path, name: str = "model_index.json") -> dict[str, Any]:
     if not isinstance(index, dict):
         raise ModelError(f"model folder {folder}: {name} is damaged: it holds no JSON object")
     return index
+
+
+def _component_entry(folder: Path, index: dict[str, Any], name: str) -> tuple[str, str] | None:
+    """(library, class name) of a component; None if the index has none of that name, or says that it is left out."""
+    entry = index.get(name)
+    if entry is None or entry == [None, None]:
+        return None
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        raise ModelError(f"model folder {folder}: model_index.json: {name} is {entry!r}, expected [library, class]")
+    return entry[0], entry[1]
 
 
 def released_folder(name: str | Path) -> ReleasedFolder | None:
@@ -276,14 +294,19 @@ def folder_role(name: str | Path) -> str:
         roles = ["refiner" if RELEASED[variant].is_refiner else "base" for variant in released.variants()]
         return roles[0] if len(roles) == 1 else "cascade"
     if (folder := local_folder(name)) is not None:
-        return ROLES.get(_read_index(folder).get("_class_name"), "base")
+        return _role(_read_index(folder))
     try:
         index = DiffusionPipeline.load_config(str(name))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model: {str(name)!r} is no folder here and could not be had from the hub: {error}"
         ) from error
-    return ROLES.get(index.get("_class_name"), "base")
+    return _role(index)
+
+
+def _role(index: dict[str, Any]) -> str:
+    kind = index.get("_class_name")  # a list where a folder brings code of its own, which is never run
+    return ROLES.get(kind, "base") if isinstance(kind, str) else "base"
 
 
 def options_of_folder(kind: type, defaults: dict[str, Any], name: str) -> Any:

@@ -45,6 +45,7 @@ class RefineOptions:
     negative_prompt: str = ""
     positive_prompt: str = ""  # appended to the prompt
     clip_skip: int = 1  # layers of the text tower left out at its end; 0 for towers that were cut when saved
+    detail: float = 0.0  # share of the photo's own detail given back where it is seen to move; needs a motion prior
     window_frames: int = 32  # longer videos are denoised in overlapping windows
     window_overlap: int = 8
     decode_chunk_size: int = 1
@@ -70,7 +71,7 @@ def replaced(options, shown_as: dict[str, str] | None = None, **changes):
         value = getattr(result, name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{shown_as.get(name, name)} must be a whole number of at least 0, got {value!r}")
-    for name, most in (("guidance_scale", 100), ("guidance_rescale", 1), ("eta", 1)):
+    for name, most in (("guidance_scale", 100), ("guidance_rescale", 1), ("eta", 1), ("detail", 1)):
         value = getattr(result, name, 0)
         if not isinstance(value, int | float) or not 0 <= value <= most:
             raise ValueError(f"{shown_as.get(name, name)} must be a number from 0 to {most}, got {value!r}")

@@ -20,7 +20,6 @@ from i2vgen.pipelines.conditioning import (
     decode_latents,
     draw,
     encode_images_clip,
-    encode_moved,
     encode_pixels,
     encode_prompts,
     prepare_image,
@@ -29,6 +28,8 @@ from i2vgen.pipelines.conditioning import (
 from i2vgen.pipelines.exact import exact_refine
 from i2vgen.pipelines.frames import as_videos, frame_windows, resize_frames, size_like
 from i2vgen.pipelines.loading import FamilyPipeline, options_of_folder
+from i2vgen.pipelines.lora import LoraMixin
+from i2vgen.pipelines.moved import Moved, encode_moved, restore_detail
 from i2vgen.pipelines.options import RefineOptions, replaced
 from i2vgen.pipelines.start import (
     inversion_pairs,
@@ -40,7 +41,7 @@ from i2vgen.pipelines.start import (
 from i2vgen.schedulers import apply_guidance
 
 
-class VideoRefinePipeline(FamilyPipeline):
+class VideoRefinePipeline(LoraMixin, FamilyPipeline):
     """Video + text to a refined video.
 
     The released refiners see text and the noised video alone. A refiner whose UNet has image heads (nano's)
@@ -52,6 +53,7 @@ class VideoRefinePipeline(FamilyPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components = ["image_encoder", "feature_extractor"]
+    _lora_stages = {"refine": "unet"}
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -186,7 +188,7 @@ class VideoRefinePipeline(FamilyPipeline):
         fps = torch.full((count,), target_fps, device=device) if self.unet.config.use_fps else None
         moved = None
         if self.unet.config.use_motion_prior and motion_from == "video":
-            moved = torch.cat([image_latents, latents[:, :, 1:].to(dtype)], dim=2)
+            moved = Moved(torch.cat([image_latents, latents[:, :, 1:].to(dtype)], dim=2))
         elif self.unet.config.use_motion_prior:
             text = embeds[0].to(device, dtype)
             moved = encode_moved(self.unet, self.vae, pixels, image_latents, text, fps, latents.shape[2])
@@ -195,7 +197,9 @@ class VideoRefinePipeline(FamilyPipeline):
         windows = frame_windows(latents.shape[2], options.window_frames, options.window_overlap)
         conditions = [
             [
-                self._conditions(w, e.to(device, dtype), image_embeddings, image_latents, moved, fps, i == 1)
+                self._conditions(
+                    w, e.to(device, dtype), image_embeddings, image_latents, moved and moved.latents, fps, i == 1
+                )
                 for w in windows
             ]
             for i, e in enumerate(embeds)
@@ -242,6 +246,9 @@ class VideoRefinePipeline(FamilyPipeline):
         if output_type != "latent":
             decoded = decode_latents(self.vae, latents, options.decode_chunk_size)
             self.require_finite(decoded, "decoding")
+            if options.detail and moved is not None and moved.pixels is not None:
+                chunk_size = options.decode_chunk_size
+                decoded = restore_detail(self.vae, decoded, latents, moved, options.detail, chunk_size)
             result = as_output(decoded[..., :height, :width], output_type, options.truncate_pixels)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=result) if return_dict else (result,)

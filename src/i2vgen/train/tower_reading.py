@@ -20,8 +20,8 @@ class Towers:
         root = Path(folder)
         self.device = device
         self.tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(root / "text_encoder").eval().to(device)
-        self.vision = CLIPVisionModelWithProjection.from_pretrained(root / "image_encoder").eval().to(device)
+        self.text = CLIPTextModel.from_pretrained(root / "text_encoder").eval().float().to(device)
+        self.vision = CLIPVisionModelWithProjection.from_pretrained(root / "image_encoder").eval().float().to(device)
         processor = CLIPImageProcessor.from_pretrained(root / "feature_extractor")
         self.mean = torch.tensor(processor.image_mean, device=device)[:, None, None]
         self.std = torch.tensor(processor.image_std, device=device)[:, None, None]
