@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from i2vgen.checkpoints import CheckpointError
+from i2vgen.checkpoints import CheckpointError, writing
 from i2vgen.checkpoints.detect import detect
 from i2vgen.checkpoints.reading import is_plain_path, open_tensors
 from i2vgen.checkpoints.writing import (
@@ -121,9 +121,16 @@ def test_malicious_pickle_is_refused_and_nothing_runs(tmp_path, is_zip, call):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_bare_malicious_pickle(tmp_path):
     (tmp_path / "bad.bin").write_bytes(pickle.dumps(Bomb(os.system, f"touch {tmp_path / 'written'}")))
-    with pytest.raises(CheckpointError, match=r"bad\.bin"):
+    with pytest.raises(CheckpointError, match=r"bad\.bin is refused: .*Nothing was executed") as caught:
         open_tensors(tmp_path / "bad.bin")
+    assert "weights_only" not in str(caught.value)  # PyTorch's own words advise to open it all the same
     assert not (tmp_path / "written").exists()
+
+
+def test_a_pickle_that_asks_for_all_memory_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "x": Bomb(bytearray, 2**60)}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=r"bad\.pth: .*more memory"):
+        open_tensors(tmp_path / "bad.pth")
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -367,6 +374,24 @@ def test_an_interruption_leaves_things_as_they_were(tmp_path, error):
         temporary.mkdir()
         (temporary / "b").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "b"]
+
+
+def test_what_a_killed_process_left_is_put_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "LOCKING_SECONDS", 0)
+    target = tmp_path / "model"
+    killed, moved_away = tmp_path / ".model.0123456789ab", tmp_path / ".model.ba9876543210"
+    for place in (killed / "model", moved_away / ".old", tmp_path / ".model.other", tmp_path / ".models.0123456789ab"):
+        place.mkdir(parents=True)
+    (killed / "model" / "a").write_text("half")
+    (moved_away / ".old" / "a").write_text("old")
+    with pytest.raises(OSError, match="disk full"), replacing(target) as first:
+        assert (target / "a").read_text() == "old"  # killed between the two renames
+        first.mkdir()
+        with replacing(target) as second:  # another process's, which leaves the first one alone
+            second.mkdir()
+        assert first.is_dir()
+        raise OSError("disk full")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.other", ".models.0123456789ab", "model"]
 
 
 def test_sizes_in_words():

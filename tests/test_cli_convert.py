@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import model_folders as mf
 from i2vgen.checkpoints.detect import detect
@@ -102,6 +103,15 @@ def test_inspect_lists_every_tensor(run, checkpoints):
     assert document["tensors"][""] == {key: [list(value.shape), "float32"] for key, value in state.items()}
     assert (document["variant"], document["problem"]) == ("i2vgen-xl", None)
     assert document["parameters"] == sum(value.numel() for value in state.values())
+
+
+def test_inspect_gives_a_terminal_no_orders(run, tmp_path):
+    save_file({"\x1b[31mred\n": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    for arguments in (("inspect", "--keys"), ("convert", tmp_path / "x")):
+        result = run(arguments[0], tmp_path / "odd.safetensors", arguments[1])
+        assert "\x1b" not in result.out + result.err
+    assert "dtype" not in run("inspect", tmp_path / "empty.safetensors").out
 
 
 def test_inspect_an_incomplete_file(run, checkpoints, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +202,10 @@ def changed(file: Path, change) -> Path:
         (lambda s: s.pop("out.2.bias"), r"missing key out\.2\.bias"),
         (lambda s: s.update({"out.2.bais": torch.ones(4)}), r"unknown key out\.2\.bais; nearest known: out\.2\.bias"),
         (lambda s: s.update({"out.2.bias": torch.ones(5)}), r"out\.2\.bias has shape \[5\], expected \[4\]"),
+        (
+            lambda s: s.update({"out.2.bias": torch.ones(4, dtype=torch.int64)}),
+            r"out\.2\.bias: weights are torch\.int64",
+        ),
         (lambda s: s["out.2.bias"].fill_(float("nan")), r"conv_out\.bias: holds NaN"),
         (lambda s: s["out.2.bias"].fill_(1e6), r"conv_out\.bias: its largest value 1e\+06"),
     ],
@@ -285,6 +292,26 @@ def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"needs 0\.03 GB and 0\.03 GB are free"):
         convert(file, tmp_path / "unet")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no limits of this kind")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_fills_up_meanwhile_is_said_and_leaves_nothing(tmp_path):
+    import resource
+
+    file = vgen_file(tmp_path / "a.pth")
+    convert(file, tmp_path / "unet")
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, before[1]))
+    try:
+        for source, target, to in ((file, "b", "diffusers"), (tmp_path / "unet", "b.pth", "vgen")):
+            with pytest.raises(OSError, match=rf"{target}: could not be written \(.*make room"):
+                convert(source, tmp_path / target, to)
+            gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "unet"]
 
 
 def test_what_has_no_counterpart(tmp_path):

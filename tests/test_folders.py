@@ -334,6 +334,40 @@ def test_malicious_pickle_is_refused(copied, tmp_path, file, is_plain):
     assert not target.exists()
 
 
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "image_encoder"])
+def test_malicious_pickle_in_a_diffusers_folder_is_refused(tmp_path, component):
+    folder, target = hub_folder(tmp_path / "hub"), tmp_path / "written"
+    for file in (folder / component).glob("*.safetensors"):
+        file.unlink()
+    name = "pytorch_model.bin" if component.endswith("encoder") else "diffusion_pytorch_model.bin"
+    torch.save({"a": Attack(target)}, folder / component / name)
+    with pytest.raises(ModelError, match=rf"component '{component}': .*{name} is refused: .*Nothing was executed"):
+        I2VGenXLPipeline.from_pretrained(folder)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"vae": "AutoencoderKL"}, {"vae": ["diffusers", 5]}, {"tokenizer": ["transformers"]}, {"unet": {}}]
+)
+def test_bad_entries_of_the_index_are_named(tmp_path, change):
+    folder = hub_folder(tmp_path / "hub")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(ModelError, match=f"{next(iter(change))} is .*expected"):
+        I2VGenXLPipeline.from_pretrained(folder)
+
+
+def test_code_in_a_folder_is_not_run(tmp_path):
+    folder, target = hub_folder(tmp_path / "hub"), tmp_path / "written"
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["own", "Own"]}))
+    (folder / "own.py").write_text(f"open({str(target)!r}, 'w')\nclass Own: pass\n")
+    assert folder_role(folder) == "base"
+    with pytest.raises(ModelError, match="custom code"):
+        I2VGenXLPipeline.from_pretrained(folder)
+    assert not target.exists()
+
+
 # The tokenizer
 
 

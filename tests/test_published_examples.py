@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import av
 import numpy as np
 import pytest
@@ -84,6 +86,20 @@ def test_half_precision_is_loaded_as_asked(hub):
         for key, value in full.items():
             assert half[key].dtype == (torch.float16 if value.is_floating_point() else value.dtype)
             assert torch.equal(half[key], value.to(half[key].dtype))
+
+
+def test_a_folder_with_one_variant_alone_needs_no_word_of_it(hub, tmp_path):
+    from i2vgen.pipelines import I2VGenXLPipeline
+
+    shutil.copytree(hub, tmp_path / "hub")
+    for file in (tmp_path / "hub").rglob("*.safetensors*"):
+        if ".fp16" not in file.name:
+            file.unlink()
+    ours, theirs = (
+        I2VGenXLPipeline.from_pretrained(folder, torch_dtype=torch.float16, variant=variant).unet.state_dict()
+        for folder, variant in ((tmp_path / "hub", None), (hub, "fp16"))
+    )
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
 def test_modelscope_image_to_video_example(damo, photo_path, tmp_path, monkeypatch):
