@@ -57,7 +57,7 @@ class MotionPrior(nn.Module):
         num_frames: int,
         speeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Image (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later, edges repeated.
+        """Image (b c 1 h w) -> (b c f h w): frame k as the window sees it k / fps seconds later, edges mirrored.
         `speeds` (b 4) takes the place of those that the text asks for.
 
         Pixels or latents; latents of 8 x 8 patches turn blocky when moved by parts of a patch, so move pixels and
@@ -73,7 +73,7 @@ class MotionPrior(nn.Module):
         matrices = rearrange(torch.stack([across, down], dim=2), "b f i j -> (b f) i j")
         grid = F.affine_grid(matrices, (b * num_frames, 1, h, w), align_corners=False)
         frames = rearrange(image.float().expand(-1, -1, num_frames, -1, -1), "b c f h w -> (b f) c h w")
-        moved = F.grid_sample(frames, grid, "bicubic", "border", align_corners=False)
+        moved = F.grid_sample(frames, grid, "bicubic", "reflection", align_corners=False)
         moved = rearrange(moved, "(b f) c h w -> b c f h w", b=b)
         return torch.cat([image.float(), moved[:, :, 1:]], dim=2).to(image.dtype)
 

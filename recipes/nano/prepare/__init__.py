@@ -1,0 +1,1 @@
+"""nano's training pack, made again from ordinary packages: `python recipes/nano/prepare OUT_DIR`."""
