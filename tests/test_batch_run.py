@@ -232,6 +232,7 @@ def test_one_bad_item_of_several_together_fails_alone(make, items, tiny_cascade,
         return tiny_cascade(images, prompt=prompt, **arguments)
 
     cascade.refiner, cascade.sizes_for, cascade.base = None, tiny_cascade.sizes_for, tiny_cascade.base
+    cascade.has_text = True
     result = make(items, load=lambda: cascade, batch_size=3)
     assert [entry["output"] for entry in result.done] == [items[0].output, items[2].output]
     assert result.failed[0]["error"].startswith("out of memory (MemoryError)")
@@ -239,10 +240,11 @@ def test_one_bad_item_of_several_together_fails_alone(make, items, tiny_cascade,
 
 def test_a_model_without_refinement_is_said_at_once(make, items, tiny_cascade):
     class BaseOnly:
-        base, refiner, model_name = "any", None, "base-only"
+        base, refiner, model_name, has_text = "any", None, "base-only", True
 
-    with pytest.raises(ValueError, match=r"base-only.*shots.jsonl:1 asks for it"):
-        make([replace(items[0], options={})], load=BaseOnly)
+    for name, value in (("refine", True), ("refine_steps", 2), ("refine_strength", 0.5)):
+        with pytest.raises(ValueError, match=rf"base-only.*shots.jsonl:1 has {name} {value}: leave it out"):
+            make([replace(items[0], options={name: value})], load=BaseOnly)
 
 
 def test_an_interrupt_while_sampling_leaves_the_finished_ones(make, items, tiny_cascade, tmp_path):

@@ -72,6 +72,25 @@ def test_pickles_plain_and_wrapped(tmp_path, is_zip):
         assert tensors.format == ("pickle" if is_zip else "old pickle")
 
 
+def test_the_prefix_of_parallel_training_is_left_out_where_all_keys_have_it(tmp_path):
+    wrapped = {f"module.{key}": value for key, value in TENSORS.items()}
+    torch.save({"state_dict": wrapped, "step": 3}, tmp_path / "a.pth")
+    save_file(wrapped, tmp_path / "a.safetensors")
+    write_safetensors(
+        tmp_path / "folder",
+        {key: (tuple(value.shape), value.dtype) for key, value in wrapped.items()},
+        wrapped.items(),
+        max_shard_size=60,
+    )
+    for name in ("a.pth", "a.safetensors", "folder"):
+        assert_same(tmp_path / name)
+    with open_tensors(tmp_path / "a.pth") as tensors:
+        assert tensors.metadata == {"step": 3}
+    averaged = {"n_averaged": torch.tensor(4), **wrapped}
+    torch.save(averaged, tmp_path / "b.pth")
+    assert_same(tmp_path / "b.pth", averaged)
+
+
 def test_lightning_callback_among_the_keys_is_no_obstacle(tmp_path):
     class ModelCheckpoint:
         pass

@@ -50,6 +50,10 @@ def test_convert_refuses_in_one_line(run, checkpoints, tmp_path):
         (("i2vgen_xl_7.pth", tmp_path / "x", "--max-shard-size", "much"), "shard size 'much'"),
         (("i2vgen_xl_7.pth", tmp_path / "x", "--dtype", "int8"), "int8"),
         (("i2vgen_xl_7.pth", tmp_path / "x", "--to", "onnx"), "onnx"),
+        (
+            ("i2vgen_xl_7.pth", tmp_path / "x", "--to", "vgen"),
+            "a .pth of the UNet is written, and VAE and towers are not",
+        ),
     ):
         result = run("convert", checkpoints / arguments[0], *arguments[1:])
         assert (result.code, result.out) == (2, "")
@@ -89,8 +93,10 @@ def test_inspect_a_file(run, checkpoints):
     assert rows["is"].strip() == "video UNet, i2vgen-xl"
     assert rows["layout"].strip() == "vgen-i2vgen-xl"
     assert rows["keys"].strip() == "all known, none missing, shapes fit"
-    assert rows["to convert it"].strip().startswith("i2vgen convert ")
-    assert "sr600 or vid2vid-xl" in run("inspect", checkpoints / "weights.pth").out
+    assert " ".join(out.split()).endswith(f"to convert it i2vgen convert {checkpoints / 'i2vgen_xl_7.pth'} FOLDER")
+    ambiguous = " ".join(run("inspect", checkpoints / "weights.pth").out.split())
+    assert "sr600 or vid2vid-xl" in ambiguous
+    assert ambiguous.endswith(" FOLDER --source vgen-sr600 or --source modelscope-vid2vid")
 
 
 def test_inspect_lists_every_tensor(run, checkpoints):

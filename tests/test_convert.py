@@ -206,8 +206,11 @@ def changed(file: Path, change) -> Path:
             lambda s: s.update({"out.2.bias": torch.ones(4, dtype=torch.int64)}),
             r"out\.2\.bias: weights are torch\.int64",
         ),
-        (lambda s: s["out.2.bias"].fill_(float("nan")), r"conv_out\.bias: holds NaN"),
-        (lambda s: s["out.2.bias"].fill_(1e6), r"conv_out\.bias: its largest value 1e\+06"),
+        (lambda s: s["out.2.bias"].fill_(float("nan")), r"out\.2\.bias \(conv_out\.bias in the result\): holds NaN"),
+        (
+            lambda s: s["out.2.bias"].fill_(1e6),
+            r"out\.2\.bias \(conv_out\.bias in the result\): its largest value 1e\+06",
+        ),
     ],
 )
 def test_bad_weights_leave_nothing(tmp_path, change, said):
@@ -215,6 +218,24 @@ def test_bad_weights_leave_nothing(tmp_path, change, said):
     with pytest.raises(CheckpointError, match=rf"a\.pth: .*{said}"):
         convert(file, tmp_path / "deep" / "unet", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_bad_weights_of_ours_are_named_as_they_are_on_the_way_back(tmp_path):
+    unet = mf.tiny_unet("vgen-i2vgen-xl")
+    torch.nn.init.constant_(unet.conv_out.bias, float("inf"))
+    unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(CheckpointError, match=r"conv_out\.bias \(out\.2\.bias in the result\): holds NaN or infinity"):
+        convert(tmp_path / "unet", tmp_path / "a.pth", to="vgen")
+
+
+def test_a_model_saved_inside_parallel_training_converts_as_any(tmp_path):
+    def wrap(state):
+        state.update({f"module.{key}": state.pop(key) for key in list(state)})
+
+    plain = vgen_file(tmp_path / "a.pth")
+    convert(plain, tmp_path / "plain")
+    convert(changed(plain, wrap), tmp_path / "wrapped")
+    assert_equal(content(tmp_path / "plain"), content(tmp_path / "wrapped"))
 
 
 @pytest.mark.parametrize("stage", ["convert", "verify"])

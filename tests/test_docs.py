@@ -46,6 +46,8 @@ def check_command(words: list[str]) -> None:
     while hasattr(command, "commands"):
         if words and words[0] in ("--help", "--version"):
             return
+        if command.invoke_without_command and (not words or words[0].startswith("-")):
+            break
         if not words or words[0] not in command.commands:
             raise ValueError(f"{' '.join(names)} has no command {words[:1]}")
         names.append(words[0])

@@ -18,6 +18,7 @@ from i2vgen.checkpoints import CheckpointError
 from i2vgen.checkpoints.components import plan, write_small_files
 from i2vgen.checkpoints.folders import find_folder
 from i2vgen.checkpoints.reading import open_tensors
+from i2vgen.checkpoints.released import RELEASED
 from i2vgen.checkpoints.tokenizer import clip_tokenizer
 from i2vgen.pipelines import CascadePipeline, I2VGenXLPipeline, ModelError, VideoRefinePipeline, load_cascade
 from i2vgen.pipelines.loading import folder_role
@@ -221,6 +222,15 @@ def test_missing_file_is_named_with_its_purpose(copied, name, file, purpose):
     (folder / file).unlink()
     with pytest.raises(ModelError, match=rf"{file} is missing, .*{purpose}.*had from"):
         I2VGenXLPipeline.from_pretrained(folder)
+
+
+def test_no_place_is_claimed_for_sr600(copied):
+    folder = copied("vgen")
+    (folder / "i2vgen_xl_00854500.pth").unlink()
+    (folder / "v2-1_512-ema-pruned.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"is missing, the VAE .*had from ModelScope's damo/I2VGen-XL$"):
+        find_folder(folder)
+    assert RELEASED["sr600"].where == ""
 
 
 def test_missing_unet_is_named(copied):

@@ -1,8 +1,6 @@
 import io
-import json
 import math
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2vgen.evaluate import fidelity, motion, suite, summary
+from i2vgen.evaluate import fidelity, motion
 from i2vgen.evaluate.motion import (
     DEAD_ZONE,
     EXPECTED_SIGNS,
@@ -20,11 +18,13 @@ from i2vgen.evaluate.motion import (
     mean_flow,
     motion_is_dominant,
     motion_is_right,
+    peak_flow,
 )
+from i2vgen.evaluate.wordings import KIND_GROUPS
+from moving_clips import HEIGHT, NUM_FRAMES, WIDTH, make_clip, make_texture
 
 cv2 = pytest.importorskip("cv2")
 
-HEIGHT, WIDTH, NUM_FRAMES = 128, 192, 10
 STILL = {"dx": 0.0, "dy": 0.0, "scale": 1.0, "roll": 0.0, "residual": 0.0, "inlier_share": 0.9}
 # kind -> what the content does over the clip
 TRUTHS = {
@@ -37,34 +37,6 @@ TRUTHS = {
     "roll-clockwise": {"roll": -6.0},
     "roll-counterclockwise": {"roll": 8.0},
 }
-
-
-def make_texture(seed=0, side=480):
-    """Smooth colour noise at several sizes plus rectangles, `(side side 3)` uint8."""
-    rng = np.random.default_rng(seed)
-    texture = np.zeros((side, side, 3), np.float32)
-    for cells in (6, 15, 40, 90):
-        layer = rng.normal(size=(cells, cells, 3)).astype(np.float32)
-        texture += cv2.resize(layer, (side, side), interpolation=cv2.INTER_CUBIC)
-    texture = 128 + 25 * texture
-    for x, y, w, h in rng.integers([0, 0, 15, 15], [side, side, 70, 70], size=(40, 4)):
-        texture[y : y + h, x : x + w] += rng.uniform(-70, 70, 3)
-    return np.clip(texture, 0, 255).astype(np.uint8)
-
-
-def make_clip(dx=0.0, dy=0.0, scale=1.0, roll=0.0, num_frames=NUM_FRAMES, seed=0):
-    """Content that ends up moved right and down, `scale` times as large and turned clockwise by `roll`."""
-    texture = cv2.GaussianBlur(make_texture(seed), (0, 0), 0.8)
-    middle = (texture.shape[0] - 1) / 2
-    centre = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
-    frames = []
-    for share in np.linspace(0, 1, num_frames):
-        angle, size = math.radians(roll * share), 0.6 * scale**share
-        turn = size * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        offset = centre + share * np.array([dx * WIDTH, dy * HEIGHT]) - turn @ [middle, middle]
-        matrix = np.hstack([turn, offset[:, None]])
-        frames.append(cv2.warpAffine(texture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR))
-    return np.stack(frames)
 
 
 def blur(frames):
@@ -168,6 +140,20 @@ def test_mean_flow_is_a_share_of_the_width():
     assert mean_flow(make_clip(dx=0.05)) == pytest.approx(0.05, rel=0.15)
 
 
+@pytest.mark.parametrize("dx", (0.18, 0.32))
+def test_flow_of_a_far_pan_is_not_lost(dx):
+    assert mean_flow(make_clip(dx=dx)) == pytest.approx(dx, rel=0.25)
+
+
+def test_peak_flow_sees_a_clip_that_comes_back():
+    there = make_clip(dx=0.1)
+    frames = np.concatenate([there, there[::-1]])
+    assert mean_flow(frames) < 0.001
+    assert peak_flow(frames) == pytest.approx(0.1, rel=0.15)
+    assert peak_flow(there) == pytest.approx(mean_flow(there), rel=0.05)
+    assert peak_flow(np.repeat(there[:1], 6, axis=0)) < 0.001
+
+
 def test_motion_rejects_wrong_input():
     with pytest.raises(ValueError, match="float32"):
         global_motion(np.zeros((3, 64, 64, 3), np.float32))
@@ -196,7 +182,7 @@ def test_dead_zone_and_dominance():
 
 
 def test_opposite_kinds_ask_for_opposite_signs():
-    for first, second in (suite.KIND_GROUPS[group] for group in ("pans", "tilts", "zooms", "rolls")):
+    for first, second in (KIND_GROUPS[group] for group in ("pans", "tilts", "zooms", "rolls")):
         assert expected_sign(first)[0] == expected_sign(second)[0]
         assert expected_sign(first)[1] == -expected_sign(second)[1]
 
@@ -253,133 +239,3 @@ def test_first_frame_psnr_crops_the_input():
     frames = np.stack([np.asarray(picture.crop((0, 50, 200, 150)))] * 2)
     assert fidelity.first_frame_psnr(frames, picture) > 40
     assert fidelity.first_frame_psnr(255 - frames, picture) < 15
-
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, name in enumerate(("a.png", "b.png")):
-        Image.fromarray(make_texture(index, side=150)).save(folder / name)
-    captions = tmp_path / "captions.jsonl"
-    captions.write_text(json.dumps({"file": "test/a.png", "caption": "a red barn"}) + "\n")
-    return suite.find_photos(folder, captions)
-
-
-def obedient(photo: Path, prompt: str, seed: int) -> np.ndarray:
-    """Pans right whenever the prompt says so, else pans left."""
-    return make_clip(dx=-0.1 if "right" in prompt else 0.1, num_frames=4, seed=seed)
-
-
-def test_wordings_cover_every_kind_and_do_not_overlap():
-    assert suite.WORDINGS.keys() == suite.HELD_OUT_WORDINGS.keys() == EXPECTED_SIGNS.keys()
-    assert set(sum(suite.KIND_GROUPS.values(), ())) == EXPECTED_SIGNS.keys()
-    texts = [text for table in (suite.WORDINGS, suite.HELD_OUT_WORDINGS) for row in table.values() for text in row]
-    assert len(texts) == len(set(texts))
-
-
-def test_plan_is_stable_and_complete(photos):
-    kinds = suite.expand_kinds(["pans", "pan-left", "static"])
-    assert kinds == ["pan-left", "pan-right", "static"]
-    items = suite.plan_items(photos, kinds, num_seeds=2)
-    assert len({item.key for item in items}) == len(items) == 2 * 3 * 2 * 2
-    assert items[0].prompt.startswith("a red barn, ")
-    assert items[-1].prompt in suite.HELD_OUT_WORDINGS["static"]
-    without_a = suite.plan_items(dict(list(photos.items())[1:]), kinds, num_seeds=2)
-    assert without_a == [item for item in items if item.photo.name == "b.png"]
-    with pytest.raises(ValueError, match="'dollies'"):
-        suite.expand_kinds(["dollies"])
-    with pytest.raises(ValueError, match="wordings='all'"):
-        suite.plan_items(photos, kinds, 1, wordings="all")
-
-
-def test_run_resumes_and_records_errors(photos, tmp_path):
-    items = suite.plan_items(photos, ["pan-left", "pan-right"], num_seeds=1, wordings="seen")
-    path, settings = tmp_path / "out" / "motion.json", {"model": "fake"}
-    calls = []
-
-    def breaks_on_b(photo, prompt, seed):
-        calls.append(photo.name)
-        if photo.name == "b.png":
-            raise RuntimeError("no memory")
-        return obedient(photo, prompt, seed)
-
-    first = suite.run_suite(breaks_on_b, items, path, settings)
-    assert calls == ["a.png", "a.png", "b.png", "b.png"]
-    assert first["clips"]["b.png/pan-left/0"]["error"] == "RuntimeError: no memory"
-    assert json.loads(path.read_text()) == first
-    assert summary.summarize(first)["num_errors"] == 2
-    assert "Clips that failed: 2" in summary.to_markdown(summary.summarize(first))
-
-    calls.clear()
-
-    def counted(photo, prompt, seed):
-        calls.append(photo.name)
-        return obedient(photo, prompt, seed)
-
-    second = suite.run_suite(counted, items, path, settings)
-    assert calls == ["b.png", "b.png"]
-    assert second["clips"]["a.png/pan-left/0"] == first["clips"]["a.png/pan-left/0"]
-    assert all(clip["is_right"] for clip in second["clips"].values())
-    with pytest.raises(ValueError, match="choose another folder"):
-        suite.run_suite(counted, items, path, {"model": "other"})
-
-
-def test_interrupted_run_keeps_finished_clips(photos, tmp_path):
-    items = suite.plan_items(photos, ["pan-left"], num_seeds=1, wordings="seen")
-    path = tmp_path / "motion.json"
-
-    def stops_at_b(photo, prompt, seed):
-        if photo.name == "b.png":
-            raise KeyboardInterrupt
-        return obedient(photo, prompt, seed)
-
-    with pytest.raises(KeyboardInterrupt):
-        suite.run_suite(stops_at_b, items, path, {})
-    assert list(json.loads(path.read_text())["clips"]) == ["a.png/pan-left/0"]
-
-
-def fake_clip(kind, is_right, is_held_out=False, flow=0.1, **change):
-    return {
-        "kind": kind,
-        "is_held_out": is_held_out,
-        "is_right": is_right,
-        "is_dominant": is_right,
-        "is_measured": True,
-        "motion": STILL | change,
-        "mean_flow": flow,
-        "first_frame_psnr": 30.0,
-        "seconds": 2.0,
-    }
-
-
-def test_summary_of_fake_results():
-    clips = [
-        fake_clip("pan-left", True, dx=0.2),
-        fake_clip("pan-left", False, dx=-0.1),
-        fake_clip("pan-left", True, is_held_out=True, dx=0.2),
-        fake_clip("zoom-out", True, scale=0.8),
-        fake_clip("static", True, flow=0.01),
-        {"error": "RuntimeError: no"},
-    ]
-    result = summary.summarize({"clips": dict(enumerate(clips))})
-    pan, zoom, static, moving = result["rows"]
-    assert (pan["kind"], pan["num_clips"], pan["right_seen"], pan["right_held_out"]) == (
-        "pan-left",
-        3,
-        0.5,
-        1.0,
-    )
-    assert pan["wanted"] == pytest.approx(0.1)
-    assert zoom["right_held_out"] is None
-    assert zoom["wanted"] == pytest.approx(math.log(0.8))
-    assert static["wanted"] is None
-    assert (moving["kind"], moving["num_clips"]) == ("all moving", 4)
-    assert moving["right_seen"] == pytest.approx(2 / 3)
-    assert result["static_ratio"] == pytest.approx(0.1)
-    assert result["num_errors"] == 1
-    table = summary.to_markdown(result)
-    assert "| pan-left | 3 | 50 % | 100 % | 67 % | dx +10.0 % | 10.0 | 30.0 | 2.0 |" in table
-    assert "scale x0.800" in table
-    assert "0.10" in table.split("Static ratio")[1]
-    assert summary.summarize({"clips": {}})["static_ratio"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -109,6 +110,11 @@ def test_image_only_base_with_a_refiner_that_reads_text(tiny_cascade, photo):
     assert cascade.refine_text_encoder is tiny_cascade.text_encoder
     frames = [cascade(photo, refine_prompt=text, num_frames=2).frames[0] for text in ("a dog", "waves at sunset")]
     assert not np.array_equal(*frames)
+    as_prompt = cascade(photo, "a dog", num_frames=2)
+    assert np.array_equal(frames[0], as_prompt.frames[0])
+    assert as_prompt.settings[0]["prompt"] == "a dog"
+    with pytest.raises(ValueError, match='give "" as PROMPT'):
+        cascade(photo, "a dog", num_frames=2, refine=False)
 
 
 def test_wrong_roles_are_named(tiny_cascade_dir, tiny_xl_dir, refiner_dir):
@@ -160,6 +166,82 @@ def test_preview_names_the_refiner_in_what_follows(run, photo_path, refiner_dir,
     result = run("preview", photo_path, "a dog", "-o", tmp_path, "--seeds", 1, "--json", *settings)
     assert result.code == 0, result.err
     assert f"--refiner {refiner_dir}" in json.loads(result.out)["next"]
+
+
+@pytest.fixture(scope="module")
+def image_only_dir(tiny_cascade, tmp_path_factory):
+    """A base model that reads no text, as image2video."""
+    folder = tmp_path_factory.mktemp("models") / "image-only"
+    parts = {name: tiny_cascade.base.components[name] for name in ("vae", "image_encoder", "feature_extractor")}
+    parts |= {"unet": tiny_unet(8, use_image_latents=False), "scheduler": tiny_cascade.scheduler}
+    defaults = {**tiny_cascade.config.base_defaults, "num_frames": 2, "num_inference_steps": 1}
+    base = I2VGenXLPipeline(**parts, text_encoder=None, tokenizer=None, base_defaults=defaults)
+    base.save_pretrained(folder)
+    return folder
+
+
+def test_a_prompt_that_the_base_does_not_read_is_for_the_refiner(run, generate, image_only_dir, refiner_dir, tmp_path):
+    refined = ("--refiner", refiner_dir)
+    for name, prompt in (("a.webp", "a dog"), ("b.webp", "waves at sunset")):
+        result = generate(tmp_path / name, *refined, prompt=prompt, model=image_only_dir)
+        assert (result.code, result.err) == (0, "")
+    frames, others = (load_video(tmp_path / name).frames for name in ("a.webp", "b.webp"))
+    assert not np.array_equal(frames, others)
+    assert run("again", tmp_path / "a.webp", "-o", tmp_path / "c.webp").code == 0
+    assert np.array_equal(frames, load_video(tmp_path / "c.webp").frames)
+    for options in ((), ("--no-refine",)):
+        result = generate(tmp_path / "d.webp", *options, model=image_only_dir)
+        assert result.code == 2
+        assert 'give "" as PROMPT' in result.err
+    assert generate(tmp_path / "d.webp", "--no-refine", prompt="", model=image_only_dir).err == ""
+
+
+def test_preview_leaves_such_a_prompt_to_what_follows(run, photo_path, image_only_dir, refiner_dir, tmp_path):
+    where = ("-o", tmp_path, "--seeds", 1, "--json", "--model", image_only_dir, "--device", "cpu")
+    result = run("preview", photo_path, "a dog", *where, "--refiner", refiner_dir)
+    assert result.code == 0, result.err
+    assert "'a dog'" in json.loads(result.out)["next"]
+    assert 'give "" as PROMPT' in run("preview", photo_path, "a dog", *where, "--force").err
+
+
+def test_batch_with_captions_that_the_base_does_not_read(run, photo_path, image_only_dir, refiner_dir, tmp_path):
+    (tmp_path / "shots.txt").write_text(f"{photo_path}|||a dog\n{photo_path}|||waves at sunset\n")
+    where = ("--model", image_only_dir, "--device", "cpu", "--format", "webp", "--json")
+    refined = run("batch", tmp_path / "shots.txt", "-o", tmp_path / "a", *where, "--refiner", refiner_dir, "--seed", 3)
+    assert (refined.code, refined.err) == (0, "")
+    names = [entry["output"] for entry in json.loads(refined.out)["entries"]]
+    assert [read_settings(tmp_path / "a" / name)["prompt"] for name in names] == ["a dog", "waves at sunset"]
+
+    alone = run("batch", tmp_path / "shots.txt", "-o", tmp_path / "b", *where, "--no-refine")
+    assert alone.code == 0
+    (line,) = alone.err.splitlines()
+    assert "reads no text: prompts are ignored" in line
+    assert [read_settings(tmp_path / "b" / name)["prompt"] for name in names] == ["", ""]
+
+
+def test_a_base_model_makes_its_video_and_a_line_says_so(run, photo_path, image_only_dir, tmp_path):
+    where = ("--model", image_only_dir, "--device", "cpu")
+    (tmp_path / "shots.txt").write_text(f"{photo_path}|||\n")
+    commands = (
+        ("generate", photo_path, "", "-o", tmp_path / "a.webp"),
+        ("preview", photo_path, "", "-o", tmp_path / "p", "--seeds", 1, "--format", "webp"),
+        ("batch", tmp_path / "shots.txt", "-o", tmp_path / "b", "--format", "webp"),
+    )
+    for command in commands:
+        result = run(*command, *where)
+        assert result.code == 0, result.err
+        (line,) = result.err.splitlines()
+        assert "has no refinement stage" in line
+    made = [load_video(path).frames for path in (tmp_path / "a.webp", *tmp_path.glob("[pb]/*.webp"))]
+    assert len(made) == 3
+    assert all(np.array_equal(frames, made[0]) for frames in made)
+    for command, option in product((commands[0], commands[2]), (("--refine-steps", 2), ("--refine-strength", 0.5))):
+        result = run(*command, *where, "--force", *option)
+        assert result.code == 2
+        assert "has no refinement stage" in result.err
+        assert "leave it out" in result.err or f"leave {option[0]} {option[1]} out" in result.err
+    planned = run(*commands[2][:3], tmp_path / "new", "--dry-run", *where)
+    assert (planned.code, "problem" in planned.out) == (0, False)
 
 
 def test_refiner_without_refinement_is_an_error(generate, refiner_dir, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_seed_governs_all_and_batches_change_nothing(refiner):
     assert torch.equal(alone, run(refiner, -video(), "a wall", [2]))
     torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=0)
     assert (alone - run(refiner, -video(), "a wall", [3])).abs().max() > 1e-3
+
+
+def test_words_of_the_model_are_cut_in_silence_and_those_of_the_user_are_not(text_refiner, caplog):
+    positive = "cinematic, hyper detailed photo, ultra HD"
+    text_refiner.options = replace(text_refiner.options, positive_prompt=positive)
+    long = run(text_refiner, video(), "a dog runs")
+    assert not caplog.records
+    text_refiner.options = replace(text_refiner.options, positive_prompt="")
+    assert not torch.equal(long, run(text_refiner, video(), "a dog runs"))  # they were shown to the model
+    text_refiner.options = replace(text_refiner.options, positive_prompt=positive)
+    run(text_refiner, video(), "a dog runs over the grass and waves at the sunset and at the snow")
+    (record,) = caplog.records
+    assert "the snow" in record.getMessage()
+    assert "cinematic" not in record.getMessage()
 
 
 def test_without_generator_the_global_seed_is_followed(refiner):

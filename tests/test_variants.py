@@ -77,8 +77,8 @@ def test_sr600_through_the_pipeline_replays_the_original(towers, monkeypatch):
     noises, states = iter(golden["sde_noise"]), []
     prompts = []
 
-    def encode_prompts(tokenizer, text_encoder, texts, clip_skip, pad):
-        prompts.append((texts, clip_skip, pad))
+    def encode_prompts(tokenizer, text_encoder, texts, clip_skip, pad, added):
+        prompts.append((texts, added, clip_skip, pad))
         return golden["y_cond" if len(prompts) == 1 else "y_uncond"]
 
     monkeypatch.setattr("i2vgen.pipelines.refine.encode_prompts", encode_prompts)
@@ -97,9 +97,11 @@ def test_sr600_through_the_pipeline_replays_the_original(towers, monkeypatch):
     assert pipe.num_timesteps == len(states) == 9
     assert relative(states[3][1], golden["inverted"]) < 1e-3
     assert relative(final, golden["final"]) < 1e-3
-    assert prompts[0][0][0].startswith("a cat, cinematic, High Contrast")
+    assert prompts[0][0] == ["a cat"]
+    assert prompts[0][1].startswith("cinematic, High Contrast")
     assert prompts[1][0][0].startswith("worst quality")
-    assert {(skip, pad) for _, skip, pad in prompts} == {(1, 0)}
+    assert prompts[1][1] == ""
+    assert {(skip, pad) for *_, skip, pad in prompts} == {(1, 0)}
 
 
 def test_thirty_steps_to_699_are_31_evaluations():

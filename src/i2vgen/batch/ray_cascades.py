@@ -38,6 +38,7 @@ class RemoteCascade:
     def __init__(self, ray: Any, actor: Any, model_name: str, facts: ModelFacts):
         self.ray, self.actor, self.model_name, self.facts = ray, actor, model_name, facts
         self.base, self.refiner, self.sizes_for = facts.base, facts.refiner, facts.sizes_for
+        self.has_text = facts.has_text
 
     def __call__(self, images: Sequence[Image.Image], progress: Any = None, **request: Any) -> CascadeOutput:
         """As a cascade is called; progress is not told. Raises what the cascade raised."""

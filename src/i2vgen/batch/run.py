@@ -140,12 +140,28 @@ def _run(
 def _check_stages(cascade: CascadePipeline, pending: Sequence[ItemState]) -> None:
     if cascade.base is None:
         raise ValueError(f"model {cascade.model_name!r} is a refiner alone: choose another, and give it as the refiner")
-    refined = [state.item for state in pending if state.item.options.get("refine", True)]
-    if refined and cascade.refiner is None:
-        raise ValueError(
-            f"model {cascade.model_name!r} has no refinement stage, and {refined[0].place} asks for it: "
-            "add --no-refine, or refine false to the row"
-        )
+    are_refined = [refines(cascade, state.item) for state in pending]
+    if cascade.refiner is None and not all("refine" in state.item.options for state in pending):
+        logger.warning("model %r has no refinement stage: the videos are those of its base stage", cascade.model_name)
+    items = [state.item for state, is_refined in zip(pending, are_refined, strict=True) if not is_refined]
+    if not cascade.has_text and any(item.prompt for item in items):
+        logger.warning("model %r reads no text: prompts are ignored where nothing is refined", cascade.model_name)
+
+
+def refines(cascade: CascadePipeline, item: Item) -> bool:
+    """Whether the item's video is refined: if the model can, unless the item says otherwise.
+
+    Raises ValueError for an item that asks for a refinement that the model does not have.
+    """
+    wanted = item.options.get("refine")
+    if cascade.refiner is None and wanted is not False:
+        asked = ["refine"] * bool(wanted) + [name for name in item.options if name.startswith("refine_")]
+        if asked:
+            raise ValueError(
+                f"model {cascade.model_name!r} has no refinement stage, and {item.place} has "
+                f"{asked[0]} {item.options[asked[0]]}: leave it out"
+            )
+    return cascade.refiner is not None and wanted is not False
 
 
 def _make_all(makers: Sequence[_Maker], pending: Sequence[ItemState], batch_size: int, stop_on_error: bool) -> None:
@@ -215,9 +231,10 @@ class _Maker:
         self.is_interrupted = False
 
     def interrupt(self) -> None:
-        """From another thread: end what is sampled now, and record nothing of it."""
+        """From another thread: end what is sampled now if the cascade can, and record nothing of it."""
         self.is_interrupted = True
-        self.cascade.interrupt()
+        if callable(end := getattr(self.cascade, "interrupt", None)):
+            end()
 
     def prepare(self, state: ItemState) -> _Prepared | None:
         """Read the picture and settle the sizes; None, with a failure recorded, if that cannot be."""
@@ -228,8 +245,8 @@ class _Maker:
         begin = time.monotonic()
         try:
             image, source = load_image_with_source(item.image)
-            wanted = options.get("size"), options.get("refine", True), options.get("exact", False)
-            sizes = self.cascade.sizes_for(image.size, *wanted)
+            is_refined = refines(self.cascade, item)
+            sizes = self.cascade.sizes_for(image.size, options.get("size"), is_refined, options.get("exact", False))
             check_fps(self.folder / item.output, options.get("fps") or self.cascade.base.options.target_fps)
             self.report.prepared(self.cascade, item, image)
         except Exception as error:
@@ -263,7 +280,9 @@ class _Maker:
                 self.make([prepared])
 
     def _sample(self, together: list[_Prepared], progress: Callable | None) -> Any:
-        options = dict(together[0].item.options)
+        is_refined = refines(self.cascade, together[0].item)
+        options = dict(together[0].item.options) | {"refine": is_refined}
+        reads_prompts = self.cascade.has_text or is_refined
         names = {
             "frames": "num_frames",
             "fps": "target_fps",
@@ -273,7 +292,7 @@ class _Maker:
         request = {names.get(name, name): value for name, value in options.items()}
         return self.cascade(
             [prepared.image for prepared in together],
-            prompt=[prepared.item.prompt for prepared in together],
+            prompt=[prepared.item.prompt if reads_prompts else "" for prepared in together],
             seed=[prepared.item.seed for prepared in together],
             **request,
             progress=progress,

@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from i2vgen.checkpoints.detect import Detected
-from i2vgen.checkpoints.errors import CheckpointError
+from i2vgen.checkpoints.errors import CheckpointError, TensorError
 from i2vgen.checkpoints.jobs import Job, Jobs, jobs_to_diffusers, jobs_to_vgen, looks_like_a_model
 from i2vgen.checkpoints.reading import existing_path, open_tensors
 from i2vgen.checkpoints.tensor_source import TensorSource
@@ -137,7 +137,8 @@ def _write_folder(
         place = folder / part.job.name
         counted = _counted(part, report, done, total)
         metadata = {"step": str(part.step)} if part.step else {}
-        write_safetensors(place, part.specs, counted, part.job.stem, shard_size, metadata)
+        with _named_as_in_source(part.job):
+            write_safetensors(place, part.specs, counted, part.job.stem, shard_size, metadata)
         if part.job.write_config is not None:
             part.job.write_config(place)
         done += part.size
@@ -149,8 +150,20 @@ def _write_folder(
 
 
 def _write_file(path: Path, part: _Work, report: ProgressCallback, total: int) -> None:
-    write_vgen_pth(path, part.specs, _counted(part, report, 0, total), part.step)
+    with _named_as_in_source(part.job):
+        write_vgen_pth(path, part.specs, _counted(part, report, 0, total), part.step)
     _verify(path, part, report, 0, total)
+
+
+@contextmanager
+def _named_as_in_source(job: Job) -> Iterator[None]:
+    """What is wrong with a tensor is said of it as the source calls it."""
+    try:
+        yield
+    except TensorError as error:
+        name = job.name_in_source(error.key)
+        becomes = f" ({error.key} in the result)" if name != error.key else ""
+        raise CheckpointError(f"{name}{becomes}: {error.reason}") from None
 
 
 def _counted(part: _Work, report: ProgressCallback, done: int, total: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -193,7 +206,10 @@ def check_destination(src: Path, dst: str | os.PathLike, to: str, force: bool) -
     if target == origin or target in origin.parents:
         raise CheckpointError(f"{target}: holds the source: choose another place")
     if to == "vgen" and target.suffix not in PICKLE_SUFFIXES:
-        raise CheckpointError(f"{target}: VGen's weights are one file: give a name that ends in .pth")
+        raise CheckpointError(
+            f"{target}: for VGen a .pth of the UNet is written, and VAE and towers are not part of it: "
+            "give a name that ends in .pth"
+        )
     if to == "diffusers" and target.suffix in (*PICKLE_SUFFIXES, ".safetensors", ".bin"):
         raise CheckpointError(f"{target}: a folder is written: leave {target.suffix} out")
     if is_there and target.is_dir() == (to == "vgen"):

@@ -156,7 +156,7 @@ def _complete(
     folder: Path, layout: str, unets: Mapping[str, Path], vae: Path, clip: Path, settings: FolderSettings
 ) -> ReleasedFolder:
     """Raises CheckpointError for a file that is not there."""
-    where = RELEASED[next(iter(unets))].where
+    where = RELEASED[next(iter(unets))].where or RELEASED["i2vgen-xl"].where  # sr600 shares VAE and towers with that
     for name, path in unets.items():
         _require(path, f"the UNet of {name}", RELEASED[name].where)
     _require(vae, "the VAE (first_stage_model of Stable Diffusion 2.1)", where)
@@ -168,7 +168,8 @@ def _complete(
 
 def _require(path: Path, purpose: str, where: str) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path.parent}: {path.name} is missing, {purpose}; it is had from {where}")
+        place = f"; it is had from {where}" if where else ""
+        raise CheckpointError(f"{path.parent}: {path.name} is missing, {purpose}{place}")
 
 
 def _mapping(path: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

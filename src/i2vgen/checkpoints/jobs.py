@@ -86,6 +86,12 @@ class Job:
                 raise CheckpointError(f"{key}: weights are {tensors.dtypes[key]}, expected a floating-point type")
         return {key: (written[key], _dtype(tensors.dtypes[origin[key]], dtype)) for key in origin}
 
+    def name_in_source(self, key: str) -> str:
+        """What a tensor that is written as `key` is called in `path`; of several, the first."""
+        if self.is_back:
+            return self.table.by_source[key][0].target
+        return next(entry.source for entry in self.table.entries if entry.target == key)
+
     def stream(self, tensors: TensorSource) -> Iterator[tuple[str, torch.Tensor]]:
         return (self.table.convert_back if self.is_back else self.table.convert)(tensors.read)
 

@@ -20,6 +20,7 @@ from i2vgen.checkpoints.tensor_source import MAPPED_BYTES, TensorSource, damaged
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_pytorch_model")
 SUFFIXES = (".safetensors", ".bin")
 CONFIG_FILE = "config.json"
+PARALLEL_PREFIX = "module."  # of every key, where a model was saved inside DistributedDataParallel
 MAX_JSON_BYTES = 100 * 1024 * 1024
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -126,23 +127,40 @@ class ShardedFolder(TensorSource):
             shard.close()
 
 
+class Unwrapped(TensorSource):
+    """Another source without `PARALLEL_PREFIX`, which all of its keys begin with."""
+
+    def __init__(self, wrapped: TensorSource):
+        super().__init__(wrapped.path, wrapped.files)
+        self.format, self.metadata, self._wrapped = wrapped.format, wrapped.metadata, wrapped
+        self.shapes = {key.removeprefix(PARALLEL_PREFIX): shape for key, shape in wrapped.shapes.items()}
+        self.dtypes = {key.removeprefix(PARALLEL_PREFIX): dtype for key, dtype in wrapped.dtypes.items()}
+
+    def _read(self, key: str) -> torch.Tensor:
+        return self._wrapped.read(PARALLEL_PREFIX + key)
+
+    def close(self) -> None:
+        self._wrapped.close()
+
+
 def open_tensors(path: str | os.PathLike, variant: str | None = None) -> TensorSource:
     """Open a weights file, or a component folder with one file or several and their index.
 
     The content says what a file is, not its suffix. `variant` ("fp16") chooses among several in a folder;
-    without it the plain files are taken, or the only variant there is. Raises CheckpointError for a path that
-    is missing, empty, damaged, cut short, of another kind, or unsafe to open.
+    without it the plain files are taken, or the only variant there is. Where every key begins with "module.", as
+    DistributedDataParallel has it, that is left out. Raises CheckpointError for a path that is missing, empty,
+    damaged, cut short, of another kind, or unsafe to open.
     """
     path = existing_path(path)
-    if not path.is_dir():
-        if path.name.endswith(".json") and ".index." in path.name:
-            return ShardedFolder(path)
-        return open_file(path)
-    file = weights_of_folder(path, variant)
-    source = ShardedFolder(file) if file.suffix == ".json" else open_file(file)
-    source.path = path
-    if (path / CONFIG_FILE).is_file():
-        source.config = read_json(path / CONFIG_FILE)
+    file = weights_of_folder(path, variant) if path.is_dir() else path
+    is_index = file.name.endswith(".json") and ".index." in file.name
+    source = ShardedFolder(file) if is_index else open_file(file)
+    if len(source) and all(key.startswith(PARALLEL_PREFIX) for key in source):
+        source = Unwrapped(source)
+    if path.is_dir():
+        source.path = path
+        if (path / CONFIG_FILE).is_file():
+            source.config = read_json(path / CONFIG_FILE)
     return source
 
 

@@ -15,7 +15,8 @@ class Released:
     """One released UNet.
 
     `source` is what `load_unet` calls its layout; `pattern` matches the file names it had, `file_name` being the
-    last release's; `task` is its ModelScope task; `uses_text` and `uses_image` say which towers it needs.
+    last release's; `where` is where it is had from, "" where that is not known; `task` is its ModelScope task;
+    `uses_text` and `uses_image` say which towers it needs.
     """
 
     name: str
@@ -46,7 +47,7 @@ RELEASED = {
             source="vgen-sr600",
             pattern="sr_step_*.pth",
             file_name="sr_step_110000_ema.pth",
-            where="the links in the README of ali-vilab/VGen",
+            where="",  # VGen's configuration names models/sr_step_110000_ema.pth, and no place
             uses_image=False,
         ),
         Released(

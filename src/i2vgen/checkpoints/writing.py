@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from i2vgen.checkpoints.errors import CheckpointError, nearest
+from i2vgen.checkpoints.errors import CheckpointError, TensorError, nearest
 from i2vgen.checkpoints.reading import SAFETENSORS_DTYPES
 from i2vgen.checkpoints.torch_zip import TorchZipWriter, raw_bytes
 
@@ -203,15 +203,15 @@ def _checked(
 
 
 def in_dtype(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Raises CheckpointError for a tensor with NaN or infinity, or with values that `dtype` cannot hold."""
+    """Raises TensorError for a tensor with NaN or infinity, or with values that `dtype` cannot hold."""
     if not tensor.is_floating_point():
         return tensor.to(dtype)
     if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{key}: holds NaN or infinity: the checkpoint is damaged, get it again")
+        raise TensorError(key, "holds NaN or infinity: the checkpoint is damaged, get it again")
     converted = tensor.to(dtype)
     if dtype != tensor.dtype and not torch.isfinite(converted).all():
         largest, name = tensor.abs().max().item(), str(dtype).removeprefix("torch.")
-        raise CheckpointError(f"{key}: its largest value {largest:.3g} is too large for {name}: use --dtype bfloat16")
+        raise TensorError(key, f"its largest value {largest:.3g} is too large for {name}: use --dtype bfloat16")
     return converted
 
 

@@ -16,10 +16,10 @@ from i2vgen.batch.interrupts import terminate_as_interrupt
 from i2vgen.batch.names import FORMATS
 from i2vgen.batch.results import RESULTS_NAME
 from i2vgen.cli import options as o
-from i2vgen.cli.batch_report import ClusterConsole, Console, counted, print_plan
+from i2vgen.cli.batch_report import ClusterConsole, Console, print_plan
 from i2vgen.cli.output import write_picture
 from i2vgen.cli.preview import SHEET_NAME
-from i2vgen.cli.report import print_json
+from i2vgen.cli.report import counted, print_json
 from i2vgen.cli.sources import named_model, open_cascade, parse_loras, quiet_libraries
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def batch(
     file's name), negative_prompt, size, frames, fps, steps, guidance, fit,
     exact, refine (true or false), refine_prompt, refine_steps, refine_strength.
     What a row does not say, the options say. Relative images are looked for
-    beside the list, then here. Blank lines and # lines are skipped.
+    beside the list, then here. Blank lines and # lines are skipped. A model that
+    reads no text leaves the captions to its refiner.
 
     Run the same command again to go on after a stop: finished videos stay,
     failed and half-made ones are made again. A row or model that changed
@@ -273,7 +274,7 @@ def _summary(document: dict[str, Any], is_stopped: bool) -> str:
     left = document["items"] - document["done"] - document["skipped"] - document["failed"]
     parts = [f"{document['done']} done", f"{document['skipped']} skipped (done before)", f"{document['failed']} failed"]
     parts += [f"{left} not tried" for _ in range(is_stopped and left > 0)]
-    lines = [f"{counted(document['items'])}: {', '.join(parts)}; see {document['results']}"]
+    lines = [f"{counted(document['items'], 'item')}: {', '.join(parts)}; see {document['results']}"]
     lines += [f"{path}: some frames of every video" for path in document.get("contact_sheets", ())]
     return "\n".join(lines)
 

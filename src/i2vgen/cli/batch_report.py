@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from i2vgen.batch import BatchReport, Item, ItemState
 from i2vgen.batch.fields import OPTION_NAMES
 from i2vgen.batch.results import DONE, FAILED
+from i2vgen.batch.run import refines
 from i2vgen.cli.generate import expected_steps, stage_options
 from i2vgen.cli.output import summary_line
-from i2vgen.cli.report import Progress, print_json, readable_bytes, readable_seconds
+from i2vgen.cli.report import Progress, counted, print_json, readable_bytes, readable_seconds
 from i2vgen.cli.sources import announce, named_model, open_cascade
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Console(BatchReport):
         self.total = num_pending
         num_done = sum(state.status == DONE for state in states)
         if num_done and not self.is_quiet:
-            print(f"{num_done} of {counted(len(states))} done before", flush=True)
+            print(f"{num_done} of {counted(len(states), 'item')} done before", flush=True)
 
     def prepared(self, cascade: CascadePipeline, item: Item, image: Image.Image) -> None:
         base, refine = chosen_stages(cascade, item, image.size)
@@ -50,8 +51,8 @@ class Console(BatchReport):
 
     def sampling(self, items: Sequence[Item]) -> Callable[[str, int, int], None]:
         first, last = self.num_finished + 1, self.num_finished + len(items)
-        counted = f"{first}-{last}/{self.total}" if last > first else f"{first}/{self.total}"
-        self.bar = Progress(self.stages[items[0].output], prefix=f"{counted} ")
+        place = f"{first}-{last}/{self.total}" if last > first else f"{first}/{self.total}"
+        self.bar = Progress(self.stages[items[0].output], prefix=f"{place} ")
         return self.bar.__enter__()
 
     def sampled(self, items: Sequence[Item]) -> None:
@@ -59,15 +60,15 @@ class Console(BatchReport):
 
     def finished(self, item: Item, entry: dict[str, Any]) -> None:
         self.num_finished += 1
-        counted, left = f"[{self.num_finished}/{self.total}]", self.total - self.num_finished
+        place, left = f"[{self.num_finished}/{self.total}]", self.total - self.num_finished
         if entry["status"] == FAILED:
-            print(f"{counted} {item.place} failed: {entry['error']}", file=sys.stderr, flush=True)
+            print(f"{place} {item.place} failed: {entry['error']}", file=sys.stderr, flush=True)
             return
         self.seconds.append(entry["seconds"])
         if not self.is_quiet:
             line = summary_line(entry | {"output": str(self.folder / item.output)}, entry["seconds"])
             each = sum(self.seconds) / len(self.seconds)
-            print(f"{counted} {line}" + f"; about {readable_seconds(each * left)} left" * (left > 0), flush=True)
+            print(f"{place} {line}" + f"; about {readable_seconds(each * left)} left" * (left > 0), flush=True)
 
 
 class ClusterConsole(Console):
@@ -92,7 +93,7 @@ def chosen_stages(
         cascade,
         image_size,
         options.get("size"),
-        options.get("refine", True),
+        refines(cascade, item),
         num_frames=options.get("frames"),
         target_fps=options.get("fps"),
         num_inference_steps=options.get("steps"),
@@ -145,7 +146,9 @@ def print_plan(
         if facts["problem"]:
             print(f"      {facts['from']}: {facts['problem']}")
     words = [f"{count} {status}" for status, count in counts.items()]
-    print(f"{counted(len(states))}: {', '.join(words)}" + f"; {num_problems} with problems" * (num_problems > 0))
+    print(
+        f"{counted(len(states), 'item')}: {', '.join(words)}" + f"; {num_problems} with problems" * (num_problems > 0)
+    )
     if num_left:
         took = f"about {readable_seconds(seconds)} and {readable_bytes(memory)} of memory on {device}"
         print(f"{took} for the {num_left} to make (a rough estimate)")
@@ -156,7 +159,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
-
-
-def counted(count: int) -> str:
-    return f"{count} item" if count == 1 else f"{count} items"

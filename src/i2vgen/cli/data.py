@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from i2vgen.cli import options as o
-from i2vgen.cli.report import print_json, readable_bytes
+from i2vgen.cli.report import counted, print_json, readable_bytes
 from i2vgen.data.prepare_config import PrepareConfig
 
 KEEP, WRITE, HOW = "What is kept", "How it is written", "How it runs"
@@ -131,7 +131,7 @@ def show(
     if report["draws"]:
         print("\ndefault recipe    share of batches   clips that serve it")
     for draw in report["draws"]:
-        what = "pictures" if draw["kind"] == "image" else f"{draw['num_frames']} frames at {draw['fps']:g}"
+        what = "pictures" if draw["kind"] == "image" else f"{counted(draw['num_frames'], 'frame')} at {draw['fps']:g}"
         clips = ", ".join(f"{count} as {size}" for size, count in draw["clips"].items()) or "none"
         print(f"{what:<18}{draw['share']:>8.1%}           {clips}")
     for problem in report["problems"]:

@@ -17,7 +17,7 @@ from i2vgen.cli.output import (
     write_picture,
     write_video_file,
 )
-from i2vgen.cli.report import Progress, print_json
+from i2vgen.cli.report import Progress, print_json, warn
 from i2vgen.cli.sources import announce, open_cascade, open_image, parse_loras
 
 if TYPE_CHECKING:
@@ -82,11 +82,12 @@ def generate(
     if no_refine and refiner is not None:
         raise ValueError("--refiner and --no-refine: give one of them")
     cascade = open_cascade(model, device, dtype.value, refiner, loras)
+    is_refined = not no_refine and has_refiner(cascade, refine_steps=refine_steps, refine_strength=refine_strength)
     base, refine = stage_options(
         cascade,
         picture.size,
         chosen_size,
-        not no_refine,
+        is_refined,
         num_frames=frames,
         target_fps=fps,
         num_inference_steps=steps,
@@ -102,7 +103,7 @@ def generate(
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "seed": seed,
-        "refine": not no_refine,
+        "refine": is_refined,
         "size": chosen_size,
         "num_frames": frames,
         "target_fps": fps,
@@ -118,6 +119,21 @@ def generate(
 
     # 4. Write
     finish(output, result, source, progress.seconds, json, contact_sheet, prompt)
+
+
+def has_refiner(cascade: CascadePipeline, **given: Any) -> bool:
+    """Whether the model has a refiner; if not, a line on stderr says so.
+
+    Raises ValueError if not and some of its options are `given`; None is not.
+    """
+    if cascade.refiner is not None:
+        return True
+    for name, value in given.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise ValueError(f"model {cascade.model_name!r} has no refinement stage: leave {option} out")
+    warn(f"model {cascade.model_name!r} has no refinement stage: the video is that of its base stage")
+    return False
 
 
 def stage_options(

@@ -17,6 +17,9 @@ from i2vgen.cli.show import setting_lines
 if TYPE_CHECKING:
     import torch
 
+    from i2vgen.pipelines import BaseOptions, CascadePipeline, RefineOptions
+
+REFINED_FRAMES = 16  # of the video that a refiner alone is estimated for, where none are asked for
 EXTRAS = {"train": ("cv2",), "evaluate": ("cv2",), "dev": ("pytest",)}
 
 
@@ -27,13 +30,14 @@ def info(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", help="Size of the video.", rich_help_panel="A request", metavar="WxH"),
+        typer.Option("--size", help="Size of the result.", rich_help_panel="A request", metavar="WxH"),
     ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", help="Number of frames.", rich_help_panel="A request")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps of the base stage.", rich_help_panel="A request")
+        int | None,
+        typer.Option("--steps", help="Steps of the base stage, or of a refiner alone.", rich_help_panel="A request"),
     ] = None,
     no_refine: Annotated[
         bool, typer.Option("--no-refine", help="The base stage alone.", rich_help_panel="A request")
@@ -49,6 +53,8 @@ def info(
       i2vgen info
 
       i2vgen info --model ./my-model --size 1280x720 --frames 16
+
+      i2vgen info --model ./Video-to-Video --frames 32
     """
     o.check_numbers(frames=frames, steps=steps)
     chosen_size = o.parse_size(size)
@@ -130,38 +136,53 @@ def request_facts(
     dtype: str,
 ) -> dict[str, Any]:
     """Estimated seconds and bytes of a run; reads configurations, no weights."""
-    from i2vgen.cli.generate import stage_options
     from i2vgen.pipelines.estimate import estimate, skeleton
     from i2vgen.pipelines.loading import parse_device, parse_dtype
 
     cascade = skeleton(model)
     cascade.model_name = model
     target = parse_device(device)
-    options = cascade.base.options
-    base, refine = stage_options(
-        cascade,
-        (options.width, options.height),
-        size,
-        is_refined and cascade.refiner is not None,
-        num_frames=num_frames,
-        num_inference_steps=steps,
-    )
-    guess = estimate(cascade, base, refine, target, parse_dtype(dtype, target))
+    base, refine = requested_stages(cascade, size, num_frames, steps, is_refined)
+    num_frames = REFINED_FRAMES if num_frames is None else num_frames
+    guess = estimate(cascade, base, refine, target, parse_dtype(dtype, target), num_frames)
     final = refine or base
     return {
         "model": model,
         "device": str(target),
         "dtype": str(parse_dtype(dtype, target)).removeprefix("torch."),
         "size": f"{final.width}x{final.height}",
-        "base_size": f"{base.width}x{base.height}",
-        "frames": base.num_frames,
-        "steps": base.num_inference_steps,
+        "base_size": f"{base.width}x{base.height}" if base else None,
+        "frames": base.num_frames if base else num_frames,
+        "steps": base.num_inference_steps if base else None,
         "refine_steps": refine.num_inference_steps if refine else None,
         "seconds": round(guess.seconds, 2),
         "seconds_of_stages": {name: round(seconds, 2) for name, seconds in guess.stages.items()},
         "memory": round(guess.memory_bytes),
         "multiply_adds": guess.multiply_adds,
     }
+
+
+def requested_stages(
+    cascade: CascadePipeline, size: tuple[int, int] | None, num_frames: int | None, steps: int | None, is_refined: bool
+) -> tuple[BaseOptions | None, RefineOptions | None]:
+    """The options of the stages that the request is for; of a refiner alone, with `steps` as its own."""
+    from i2vgen.cli.generate import stage_options
+    from i2vgen.cli.refine import refine_options
+
+    if cascade.base is None:
+        if not is_refined:
+            raise ValueError(f"model {cascade.model_name!r} is a refiner alone: leave --no-refine out")
+        own = cascade.refiner.options
+        return None, refine_options(cascade, (own.width, own.height), size, steps, None, None)
+    own = cascade.base.options
+    return stage_options(
+        cascade,
+        (own.width, own.height),
+        size,
+        is_refined and cascade.refiner is not None,
+        num_frames=num_frames,
+        num_inference_steps=steps,
+    )
 
 
 def _readable(facts: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,6 @@ def _next(found: Detected) -> dict[str, str]:
     if found.kind == "pipeline":
         return {"to use it": f"i2vgen generate IMAGE PROMPT -o video.mp4 --model {path}"}
     if found.kind in FOREIGN and found.source not in ("diffusers", "transformers"):
-        source = " --source LAYOUT" if found.candidates else ""
-        return {"to convert it": f"i2vgen convert {path} FOLDER{source}"}
+        sources = " or ".join(f"--source {source}" for source in found.candidates)
+        return {"to convert it": f"i2vgen convert {path} FOLDER {sources}".rstrip()}
     return {}

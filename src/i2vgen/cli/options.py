@@ -64,7 +64,8 @@ Frames = Annotated[int | None, _option("Number of frames. \\[the model's]", "--f
 Size = Annotated[
     str | None,
     _option(
-        "Width x height of the result, such as 448x256. \\[the model's, in the image's proportions]",
+        "Width x height of the result, such as 448x256: the base stage runs at its own size and the refiner brings the "
+        "video to this one; without refiner the base runs at it. \\[the model's, in the image's proportions]",
         "--size",
         panel=VIDEO,
         metavar="WxH",

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from i2vgen.cli.report import WriteError
+from i2vgen.cli.report import WriteError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,4 +94,5 @@ def video_facts(path: Path, frames: np.ndarray, fps: float) -> dict[str, Any]:
 
 def summary_line(facts: dict[str, Any], seconds: float) -> str:
     size = f"{facts['width']}x{facts['height']}"
-    return f"{facts['output']}: {facts['frames']} frames, {size}, {facts['fps']:g} fps, made in {seconds:.1f} s"
+    frames = counted(facts["frames"], "frame")
+    return f"{facts['output']}: {frames}, {size}, {facts['fps']:g} fps, made in {seconds:.1f} s"

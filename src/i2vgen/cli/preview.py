@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from i2vgen.cli import options as o
-from i2vgen.cli.generate import stage_options
+from i2vgen.cli.generate import has_refiner, stage_options
 from i2vgen.cli.output import (
     check_fps,
     check_output,
@@ -118,7 +118,8 @@ def preview(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
     }
-    base, _ = stage_options(cascade, picture.size, chosen_size, cascade.refiner is not None, exact=exact, **changes)
+    is_refined_later = has_refiner(cascade)
+    base, _ = stage_options(cascade, picture.size, chosen_size, is_refined_later, exact=exact, **changes)
     check_fps(names[first_seed], base.target_fps)
     announce(cascade, base, None, repeats=seeds)
 
@@ -128,7 +129,7 @@ def preview(
         with Progress({"base": base.num_inference_steps}, prefix=f"seed {seed}, ") as progress:
             result = cascade(
                 picture,
-                prompt=prompt,
+                prompt=prompt if cascade.has_text or not is_refined_later else "",
                 negative_prompt=negative_prompt,
                 seed=seed,
                 refine=False,

@@ -108,6 +108,11 @@ class Progress:
             self.bar = None
 
 
+def counted(count: int, name: str) -> str:
+    """ "1 frame", "2 frames\""""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def readable_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -27,13 +27,15 @@ def show(file: o.File, json: o.Json = False) -> None:
 
 
 def setting_lines(settings: dict[str, Any], width: int) -> list[str]:
-    """Aligned `name  value` lines, groups indented below their name, long values wrapped."""
+    """Aligned `name  value` lines, groups indented below their name, long values wrapped; what is empty or None is
+    left out."""
     rows = list(_rows(settings, 0))
     column = max((len(name) for name, _ in rows), default=0) + 2
     lines = []
     for name, value in rows:
         value = "".join(c if c.isprintable() else " " for c in value)
-        wrapped = textwrap.wrap(value, max(20, width - column)) or [""]
+        # unbroken at hyphens: values are commands and paths too
+        wrapped = textwrap.wrap(value, max(20, width - column), break_on_hyphens=False) or [""]
         lines.append(f"{name:<{column}}{wrapped[0]}".rstrip())
         lines += [" " * column + line for line in wrapped[1:]]
     return lines
@@ -43,11 +45,8 @@ def _rows(settings: dict[str, Any], depth: int):
     for name, value in settings.items():
         label = "  " * depth + "".join(c if c.isprintable() else " " for c in str(name))
         if isinstance(value, dict):
-            yield label, ""
-            yield from _rows(value, depth + 1)
-        elif value is None:
-            yield label, "-"
-        elif value == "":
-            yield label, '""'
-        else:
+            if rows := list(_rows(value, depth + 1)):
+                yield label, ""
+                yield from rows
+        elif value is not None and value not in ("", [], ()):
             yield label, str(value)

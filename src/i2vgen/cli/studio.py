@@ -85,7 +85,7 @@ def studio(
     print(f"i2vgen studio: {address}  (Ctrl+C ends it)", flush=True)
     if not no_browser and host in LOOPBACK_NAMES and sys.stdout.isatty():
         Timer(1.0, webbrowser.open, [address]).start()
-    run_studio(cascade, host, port, login, flags, max_upload * 1_000_000, listener)
+    run_studio(cascade, host, listener, login, flags, max_upload * 1_000_000)
 
 
 def read_login(text: str | None) -> tuple[str, str] | None:

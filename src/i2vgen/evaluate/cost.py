@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 import time
@@ -60,7 +62,9 @@ def measure(photo: str, prompt: str, machine: Machine) -> dict:
     from i2vgen.pipelines import load_cascade
 
     begin = time.perf_counter()
-    cascade = load_cascade(machine.model, machine.device, machine.dtype, machine.refiner)
+    # the libraries' notices and bars; what goes wrong is raised
+    with contextlib.redirect_stderr(io.StringIO()):
+        cascade = load_cascade(machine.model, machine.device, machine.dtype, machine.refiner)
     animator = CascadeAnimator(cascade, machine.refine)
     loaded = time.perf_counter() - begin
     seconds = []

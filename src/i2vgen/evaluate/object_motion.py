@@ -10,6 +10,7 @@ import numpy as np
 
 from i2vgen.evaluate.motion import chained_flow, follow_points, grey_frames
 
+REST_SHARE = 0.25
 DEAD_ZONE = 0.02  # of the frame's width or height: less is no motion
 MIN_POINTS = 6
 MIN_SHARE = 0.2  # of the points of the first frame that are still followed at the end
@@ -25,15 +26,17 @@ class ObjectMotion:
     """From the first frame to the last, in fractions of the frame's width (dx) and height (dy); right, down positive.
 
     `dx`, `dy`: the thing's own displacement, that of the background where it stands taken off. `background`: mean
-    length of the flow outside the thing's way, in frame widths. `length`: length of the own displacement, in frame
-    widths. `method`: "points" (corners followed from frame to frame), "template" (found again in the last frame),
-    "flow" (dense flow followed from frame to frame), or "lost": not found again, displacement 0.
+    length of the flow outside the thing's way, in frame widths. `moved`: share of that area which moves more than
+    `REST_SHARE` times as far as the thing. `length`: length of the own displacement, in frame widths.
+    `method`: "points" (corners followed from frame to frame), "template" (found again in the last frame), "flow"
+    (dense flow followed from frame to frame), or "lost": not found again, displacement 0.
     """
 
     dx: float
     dy: float
     length: float
     background: float
+    moved: float
     method: str
 
     @property
@@ -71,12 +74,14 @@ def object_motion(frames: np.ndarray, mask: np.ndarray) -> ObjectMotion:
     background = _background_shift(grey, mask) if method != "lost" else np.zeros(2)
     relative = own - background
     outside = ~_way(mask, own)
-    lengths = np.linalg.norm(flow, axis=-1)
+    rest = np.linalg.norm(flow, axis=-1)[outside]
+    length = float(np.hypot(*relative))
     return ObjectMotion(
         dx=float(relative[0]) / width,
         dy=float(relative[1]) / height,
-        length=float(np.hypot(*relative)) / width,
-        background=float(lengths[outside].mean()) / width if outside.any() else 0.0,
+        length=length / width,
+        background=float(rest.mean()) / width if outside.any() else 0.0,
+        moved=float((rest > max(REST_SHARE * length, 1.0)).mean()) if outside.any() else 0.0,
         method=method,
     )
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from i2vgen.media import contact_sheet
 
-MEASURES_VERSION = 1  # raised when a measure changes, so that old and new figures are never mixed in one file
+MEASURES_VERSION = 2  # raised when a measure changes, so that old and new figures are never mixed in one file
 SHEET_STRIPS = 40
 STRIP_SIZE = 160
 STRIP_FRAMES = 5

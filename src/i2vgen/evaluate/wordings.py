@@ -33,12 +33,12 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
     "zoom-in": ("the camera {speed} gets closer and closer", "a shot that {speed} zooms closer"),
     "zoom-out": ("the camera {speed} gets farther and farther away", "a shot that {speed} zooms back out"),
     "roll-clockwise": (
-        "the camera is {speed} rotated clockwise around its lens axis",
-        "a shot that {speed} spins clockwise about its centre",
+        "the camera is {speed} rotated clockwise on its axis",
+        "a shot that {speed} spins clockwise",
     ),
     "roll-counterclockwise": (
-        "the camera is {speed} rotated counterclockwise around its lens axis",
-        "a shot that {speed} spins counterclockwise about its centre",
+        "the camera is {speed} rotated counterclockwise on its axis",
+        "a shot that {speed} spins counterclockwise",
     ),
     "static": ("a shot from a tripod that never moves", "the camera stays perfectly still"),
 }

@@ -65,9 +65,10 @@ def load_video(
             if frames and frame.shape != frames[0].shape:
                 raise MediaError(f"{name}: frame {len(frames)} has another size than frame 0: make them equal")
             if (len(frames) + 1) * frame.shape[0] * frame.shape[1] > max_pixels_total:
+                fit = "1 frame fits" if len(frames) == 1 else f"{len(frames)} frames fit"
                 raise MediaError(
-                    f"{name} has more than max_pixels_total = {max_pixels_total} pixels "
-                    f"({len(frames)} frames fit): set max_frames, a lower fps, or a larger bound"
+                    f"{name} has more than max_pixels_total = {max_pixels_total} pixels ({fit}): "
+                    "set max_frames, a lower fps, or a larger bound"
                 )
             frames.append(frame)
             if len(frames) == max_frames:
@@ -76,7 +77,7 @@ def load_video(
         raise
     except (av.error.FFmpegError, *DECODER_ERRORS) as error:
         raise MediaError(
-            f"{name} is damaged or cut short after {len(frames)} frames ({error}): copy it again, or set max_frames"
+            f"{name} is damaged or cut short after frame {len(frames)} ({error}): copy it again, or set max_frames"
         ) from error
     finally:
         timed.close()

@@ -289,7 +289,7 @@ class I2VGenXLPipeline(LoraMixin, FamilyPipeline):
         if self.text_encoder is not None:
             return encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip, pad)
         if any(prompts):
-            raise ValueError("prompt: this model has no text encoder; leave prompt and negative_prompt out")
+            raise ValueError('prompt: this model has no text encoder: give "" as PROMPT, and no negative prompt')
         return None
 
     def _checked_embeds(self, embeds: torch.Tensor | None, name: str) -> list[torch.Tensor] | None:

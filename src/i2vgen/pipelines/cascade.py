@@ -110,6 +110,11 @@ class CascadePipeline(LoraMixin, FamilyPipeline):
         self.refiner_name: str | None = None  # where it does not come with the model
 
     @property
+    def has_text(self) -> bool:
+        """Whether the base stage reads the prompt; where not, it is for the refiner."""
+        return self.text_encoder is not None
+
+    @property
     def multiple(self) -> int:
         """Base sizes in pixels are multiples of this."""
         return self.base.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -163,6 +168,7 @@ class CascadePipeline(LoraMixin, FamilyPipeline):
         Args:
             image, prompt, negative_prompt, seed, refine_prompt: one for all videos, or a list with one each.
                 Each seed governs all that is random in its video, in any batch.
+                Where the base stage reads no text (image2video), `prompt` is for the refiner alone.
             refine: False stops after the base stage.
             size: (width, height) of the result; None follows the proportions of the (first) image.
             progress: called as (stage, steps done, steps in all).
@@ -217,7 +223,7 @@ class CascadePipeline(LoraMixin, FamilyPipeline):
         # 2. Base stage
         self._place(self.unet, self.refine_unet)
         latents = self.base(
-            prompt=prompt,
+            prompt=prompt if self.has_text or not refine else None,
             image=images,
             negative_prompt=negative_prompt,
             height=options.height,
@@ -252,7 +258,7 @@ class CascadePipeline(LoraMixin, FamilyPipeline):
                 guidance_scale=refine_options.guidance_scale,
                 target_fps=options.target_fps,
                 generator=generators,
-                motion_from="prompt" if refine_prompt is None else "video",
+                motion_from="prompt" if self.has_text and refine_prompt is None else "video",
                 output_type="pt",
                 fit=fit,
                 exact=exact,

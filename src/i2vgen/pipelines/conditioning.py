@@ -59,11 +59,13 @@ def encode_prompts(
     prompts: list[str],
     clip_skip: int | None = 1,
     pad_token_id: int | None = None,
+    added: str = "",
 ) -> torch.Tensor:
     """Prompts -> (b n d) text tokens: the layer `clip_skip` before the last, through the final norm.
 
     `pad_token_id` fills up short prompts in place of the tokenizer's own: padding is attended to, so it matters.
-    A prompt longer than the tower reads is cut, with a warning naming what was lost.
+    `added` is appended to each prompt. What is longer than the tower reads is cut at its end, with a warning naming
+    what was lost of the prompts themselves.
     """
     layers = text_encoder.config.num_hidden_layers
     if clip_skip is not None and not 0 <= clip_skip <= layers:
@@ -78,6 +80,8 @@ def encode_prompts(
                 length,
                 lost[:80] + "..." * (len(lost) > 80),
             )
+    if added:
+        prompts = [f"{prompt}, {added}" for prompt in prompts]
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids = tokens.input_ids
     if pad_token_id is not None:

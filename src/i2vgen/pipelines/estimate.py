@@ -32,6 +32,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import safe_open
 from torch.nn import functional as F
@@ -39,10 +40,26 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from i2vgen.checkpoints.components import plan
+from i2vgen.checkpoints.folders import ReleasedFolder
+from i2vgen.checkpoints.released import RELEASED
 from i2vgen.pipelines.cascade import CascadePipeline
 from i2vgen.pipelines.frames import frame_windows
-from i2vgen.pipelines.loading import OUR_CLASSES, ModelError, folder_role, resolve_folder
+from i2vgen.pipelines.joining import joined
+from i2vgen.pipelines.loading import (
+    FOREIGN_REFINERS,
+    OUR_CLASSES,
+    ModelError,
+    folder_role,
+    foreign_refine_defaults,
+    parts_of_released,
+    released_folder,
+    resolve_folder,
+    scheduler_fields,
+    text_only_fields,
+)
 from i2vgen.pipelines.options import BaseOptions, RefineOptions
+from i2vgen.pipelines.refine import VideoRefinePipeline
 from i2vgen.pipelines.start import count_base, count_refine
 
 MATMUL_SHARE = 0.7  # of the speed of a large matrix product, what convolutions and small products reach
@@ -192,31 +209,52 @@ def _vae_cost(kind: type, config: str, height: int, width: int, dtype: torch.dty
 
 
 def skeleton(model: str) -> CascadePipeline:
-    """The cascade of a model folder with its networks on "meta": sizes and defaults, but no weights are read.
+    """The cascade of a model with its networks on "meta": sizes and defaults, but no weights are read.
 
-    Its `tower_parameters` counts the parameters of text and image tower. Raises ModelError as loading does.
+    As `load_cascade` it takes base models, refiners alone, and folders of ModelScope and VGen. Its
+    `tower_parameters` counts the parameters of text and image tower, as far as these are not among its networks.
+    Raises ModelError as loading does.
     """
+    if (released := released_folder(model)) is not None:
+        return _released_skeleton(released)
     folder = resolve_folder(model, CascadePipeline, {})
-    if folder_role(folder) == "refiner":
-        raise ModelError(f"model {str(model)!r} is a refiner alone: name the model whose base stage it follows")
     index = json.loads((folder / "model_index.json").read_text())
-    parts: dict[str, Any] = dict.fromkeys(CascadePipeline._get_signature_keys(CascadePipeline)[0])
-    for name in ("vae", "unet", "scheduler", "refine_vae", "refine_unet", "refine_scheduler"):
+    cls = VideoRefinePipeline if folder_role(folder) == "refiner" else CascadePipeline
+    is_foreign = index.get("_class_name") in FOREIGN_REFINERS
+    parts: dict[str, Any] = dict.fromkeys(cls._get_signature_keys(cls)[0])
+    for name in {"vae", "unet", "scheduler", "refine_vae", "refine_unet", "refine_scheduler"} & parts.keys():
         entry = index.get(name) or (None, None)
-        if entry[1] is None:
-            continue
-        kind = OUR_CLASSES.get(entry[1])
-        if kind is None:
-            import diffusers
-
-            kind = getattr(diffusers, entry[1])
-        with torch.device("meta" if "scheduler" not in name else "cpu"):
-            parts[name] = kind.from_config(kind.load_config(folder / name))
+        if entry[1] is not None:
+            parts[name] = _empty_part(folder / name, entry[1], is_base=not is_foreign)
     defaults = {name: index.get(name) for name in ("base_defaults", "refine_defaults")}
-    cascade = CascadePipeline(**parts, **defaults)
+    if cls is CascadePipeline:
+        cascade = CascadePipeline(**parts, **defaults)
+    else:
+        own = foreign_refine_defaults(folder) if is_foreign else defaults["refine_defaults"]
+        cascade = joined(None, VideoRefinePipeline(**parts, refine_defaults=own))
     towers = ("text_encoder", "image_encoder", "refine_text_encoder", "refine_image_encoder")
     cascade.tower_parameters = sum(_saved_parameters(folder / name) for name in towers)
     return cascade
+
+
+def _released_skeleton(folder: ReleasedFolder) -> CascadePipeline:
+    try:
+        networks = {component.name: component.empty() for component in plan(folder)}
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model: {error}") from error
+    if all(RELEASED[variant].is_refiner for variant in folder.variants()):
+        return joined(None, VideoRefinePipeline(**parts_of_released(VideoRefinePipeline, folder, networks)))
+    return CascadePipeline(**parts_of_released(CascadePipeline, folder, networks))
+
+
+def _empty_part(path: Path, class_name: str, is_base: bool) -> Any:
+    """A network on "meta", or a scheduler."""
+    kind = OUR_CLASSES.get(class_name) or getattr(diffusers, class_name)
+    if issubclass(kind, torch.nn.Module):
+        config = kind.load_config(path)
+        with torch.device("meta"):
+            return kind.from_config(config, **text_only_fields(config))
+    return kind.from_config(kind.load_config(path), **scheduler_fields(kind, path, is_base))
 
 
 def _saved_parameters(folder: Path) -> int:

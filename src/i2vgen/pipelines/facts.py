@@ -27,7 +27,7 @@ class ModelFacts:
         if cascade.base is None:
             raise ValueError(f"model {cascade.model_name!r} is a refiner alone: serve a model that animates pictures")
         refine = None if cascade.refiner is None else cascade.refiner.options
-        return cls(cascade.base.options, refine, cascade.multiple, cascade.text_encoder is not None)
+        return cls(cascade.base.options, refine, cascade.multiple, cascade.has_text)
 
     @property
     def base(self) -> SimpleNamespace:

@@ -78,7 +78,7 @@ class FamilyPipeline(DiffusionPipeline):
         index = _read_index(folder)
         expected, _ = cls._get_signature_keys(cls)
         if index.get("_class_name") in FOREIGN_REFINERS and "refine_defaults" in inspect.signature(cls).parameters:
-            kwargs.setdefault("refine_defaults", _foreign_refine_defaults(folder))
+            kwargs.setdefault("refine_defaults", foreign_refine_defaults(folder))
         for name in sorted(expected):
             entry = _component_entry(folder, index, name)
             if name in kwargs or entry is None:
@@ -170,7 +170,7 @@ def _load_component(folder: Path, name: str, cls: type, kwargs: dict[str, Any], 
         if issubclass(cls, torch.nn.Module):
             return _load_weights(folder / name, name, cls, kwargs)
         is_base = index.get("_class_name") not in FOREIGN_REFINERS
-        return cls.from_pretrained(folder / name, **_scheduler_fields(cls, folder / name, is_base))
+        return cls.from_pretrained(folder / name, **scheduler_fields(cls, folder / name, is_base))
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(f"model folder {folder}: component {name!r}: {error}") from error
 
@@ -187,9 +187,7 @@ def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> t
         "output_loading_info": True,
     }
     is_ours = cls in OUR_CLASSES.values()
-    config = cls.load_config(path) if is_ours else {}
-    if config.get("_class_name") == "UNet3DConditionModel":
-        options |= {field: config.get(field, value) for field, value in TEXT_ONLY_FIELDS.items()}
+    options |= text_only_fields(cls.load_config(path)) if is_ours else {}
     if issubclass(cls, transformers.PreTrainedModel):
         options["ignore_mismatched_sizes"] = True  # its own error does not say which; they are raised below
     model, found = cls.from_pretrained(path, **options)
@@ -198,6 +196,13 @@ def _load_weights(path: Path, name: str, cls: type, kwargs: dict[str, Any]) -> t
             names = ", ".join(sorted(map(str, found[kind]))[:3])
             raise ValueError(f"{len(found[kind])} {kind.replace('_', ' ')}: {names}")
     return model
+
+
+def text_only_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """What a UNet's configuration of diffusers' UNet3DConditionModel leaves unsaid."""
+    if config.get("_class_name") != "UNet3DConditionModel":
+        return {}
+    return {field: config.get(field, value) for field, value in TEXT_ONLY_FIELDS.items()}
 
 
 def dtype_of(name: str, kwargs: dict[str, Any]) -> torch.dtype:
@@ -214,13 +219,13 @@ def _variant_of(path: Path, variant: str | None) -> str | None:
     return next(iter(found)) if "" not in found and len(found) == 1 else None
 
 
-def _scheduler_fields(cls: type, path: Path, is_base: bool) -> dict[str, Any]:
+def scheduler_fields(cls: type, path: Path, is_base: bool) -> dict[str, Any]:
     """Fields that diffusers' DDIMScheduler has under other names, or with other defaults."""
     config = cls.load_config(path)
     return fields_of_diffusers(config, is_base) if config.get("_class_name") == "DDIMScheduler" else {}
 
 
-def _foreign_refine_defaults(folder: Path) -> dict[str, Any]:
+def foreign_refine_defaults(folder: Path) -> dict[str, Any]:
     defaults, _ = variant_defaults("diffusers-video-to-video")
     config = _read_index(folder, "text_encoder/config.json") if (folder / "text_encoder").is_dir() else {}
     return defaults | {"clip_skip": int(config.get("num_hidden_layers", 0) > STABLE_DIFFUSION_2_LAYERS)}

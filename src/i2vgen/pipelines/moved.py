@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-AGREEMENT = 0.25  # mean square of latents at which a place shows the moved image to 1 / e
+AGREEMENT = 0.4  # mean square of latents at which a place shows the moved image to 1 / e
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,15 @@ def encode_moved(
     return Moved(torch.cat([image_latents, latents.to(image_latents)], dim=2), moved.float().cpu())
 
 
-@torch.no_grad()
-def restore_detail(
-    vae: Any, frames: torch.Tensor, latents: torch.Tensor, moved: Moved, strength: float, chunk_size: int
-) -> torch.Tensor:
-    """Give decoded `frames` (b 3 f h w) back what the autoencoder loses of the moved image, where they show it.
+def restore_detail(frames: torch.Tensor, latents: torch.Tensor, moved: Moved, strength: float) -> torch.Tensor:
+    """Decoded `frames` (b 3 f h w) with the moved image's own pixels where they show it.
 
-    What it loses is known: the moved pixels less their own reconstruction. Where the latents (b c f h/8 w/8) of the
-    result are those of the moved image, the same is missing there; where they differ, nothing is added.
+    The autoencoder keeps only a part of a photo's detail, and sampling adds grain of its own to each frame. Where the
+    latents (b c f h/8 w/8) of the result are those of the moved image, its pixels are what they stand for; the more
+    they differ, the less is taken of it.
     """
     away = (latents.float() - moved.latents.float()).square().mean(dim=1)  # (b f h/8 w/8)
     away = F.avg_pool2d(away, 3, stride=1, padding=1, count_include_pad=False).cpu()
     share = strength * torch.exp(-away / AGREEMENT)
-    result = []
-    for video, references, pixels, weights in zip(frames, moved.latents, moved.pixels, share, strict=True):
-        scaled = (references / vae.config.scaling_factor).transpose(0, 1)
-        decoded = [vae.decode(c.to(vae.device, vae.dtype)).sample.float().cpu() for c in scaled.split(chunk_size)]
-        lost = pixels.transpose(0, 1) - torch.cat(decoded)  # (f 3 h w)
-        weights = F.interpolate(weights[:, None], size=lost.shape[-2:], mode="bilinear", align_corners=False)
-        result.append(video + (weights * lost).transpose(0, 1))
-    return torch.stack(result).clamp_(-1, 1)
+    share = F.interpolate(share, size=frames.shape[-2:], mode="bilinear", align_corners=False)[:, None]
+    return torch.lerp(frames, moved.pixels, share).clamp_(-1, 1)

@@ -159,15 +159,12 @@ class VideoRefinePipeline(LoraMixin, FamilyPipeline):
         use_guidance = options.guidance_scale > 1
 
         # 2. Text
-        prompts = as_prompts(prompt, count, "prompt")
-        if options.positive_prompt:
-            prompts = [f"{p}, {options.positive_prompt}" for p in prompts]
         negative = options.negative_prompt if negative_prompt is None else negative_prompt
-        texts = [prompts]
+        texts = [(as_prompts(prompt, count, "prompt"), options.positive_prompt)]
         if use_guidance or options.inversion_steps:
-            texts.append(as_prompts(negative, count, "negative_prompt"))
-        tower = (self.tokenizer, self.text_encoder)
-        embeds = [encode_prompts(*tower, t, options.clip_skip, options.text_pad_token_id) for t in texts]
+            texts.append((as_prompts(negative, count, "negative_prompt"), ""))
+        tower, reading = (self.tokenizer, self.text_encoder), (options.clip_skip, options.text_pad_token_id)
+        embeds = [encode_prompts(*tower, words, *reading, added) for words, added in texts]
 
         # 3. Video to latents of a size that the levels take
         frames = resize_frames(videos, height, width, options.resize)
@@ -247,8 +244,7 @@ class VideoRefinePipeline(LoraMixin, FamilyPipeline):
             decoded = decode_latents(self.vae, latents, options.decode_chunk_size)
             self.require_finite(decoded, "decoding")
             if options.detail and moved is not None and moved.pixels is not None:
-                chunk_size = options.decode_chunk_size
-                decoded = restore_detail(self.vae, decoded, latents, moved, options.detail, chunk_size)
+                decoded = restore_detail(decoded, latents, moved, options.detail)
             result = as_output(decoded[..., :height, :width], output_type, options.truncate_pixels)
         self.maybe_free_model_hooks()
         return I2VGenXLPipelineOutput(frames=result) if return_dict else (result,)
