@@ -47,7 +47,9 @@ def mean_step_flops(config: TrainConfig) -> float:
     clips = config.data.clips
     weights = clips.frame_weights or [1.0] * len(clips.frame_choices)
     lengths = [(1, clips.image_share)]
-    lengths += [(f, (1 - clips.image_share) * w / sum(weights)) for f, w in zip(clips.frame_choices, weights, strict=True)]
+    lengths += [
+        (f, (1 - clips.image_share) * w / sum(weights)) for f, w in zip(clips.frame_choices, weights, strict=True)
+    ]
     size = tuple(clips.buckets[0])
     passes = RECOMPUTED if config.run.gradient_checkpointing else FORWARD_AND_BACKWARD
     return passes * sum(share * clips.batch_size(f) * forward_flops(config, f, size) for f, share in lengths)
@@ -72,10 +74,9 @@ def main() -> None:
         config = load_config(path)
         flops = mean_step_flops(config)
         days = [config.optim.num_steps * flops / arguments.flops / n / 86400 for n in DEVICES]
-        rows.append(
-            [f"{Path(path).parent.name}/{Path(path).stem}", f"{config.optim.num_steps:,}", f"{flops / 1e15:.1f}"]
-            + [f"{state_bytes(config) / 1e9:.0f}", *(f"{d:,.0f}" if d >= 10 else f"{d:.1f}" for d in days)]
-        )
+        name = f"{Path(path).parent.name}/{Path(path).stem}"
+        row = [name, f"{config.optim.num_steps:,}", f"{flops / 1e15:.1f}", f"{state_bytes(config) / 1e9:.0f}"]
+        rows.append([*row, *(f"{d:,.0f}" if d >= 10 else f"{d:.1f}" for d in days)])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
     print(table)
     if arguments.markdown:

@@ -28,8 +28,11 @@ def test_recipe_reads(path: Path) -> None:
     if config.task != "denoiser":
         return
     assert config.denoiser.max_timestep == (999 if config.denoiser.stage == "base" else 599)
+    fields = dict(config.denoiser.model)
+    if config.run.init_from.startswith("src/"):  # the bundled weights
+        fields = {**I2VGenXLUNet.load_config(ROOT.parent / config.run.init_from), **fields}
     with torch.device("meta"):
-        unet = I2VGenXLUNet(**config.denoiser.model)
+        unet = I2VGenXLUNet.from_config(fields)
     if config.data.clips.sources:
         config.data.clips.check()
         for width, height in config.data.clips.buckets:

@@ -370,7 +370,8 @@ def test_logins_are_read_without_telling_them(tmp_path):
         assert "hunter2" not in str(error.value)
 
 
-def test_the_command_says_what_is_wrong_before_it_loads_a_model(run, monkeypatch):
+def test_the_command_says_what_is_wrong_before_it_loads_a_model(run):
+    pytest.importorskip("gradio")
     busy = socket.create_server(("127.0.0.1", 0))
     port = busy.getsockname()[1]
     for options, words in (
@@ -383,6 +384,9 @@ def test_the_command_says_what_is_wrong_before_it_loads_a_model(run, monkeypatch
         assert said.code == 2
         assert words in said.err
     busy.close()
+
+
+def test_the_command_says_how_to_get_what_it_lacks(run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'i2vgen[web]'" in run("studio").err
 

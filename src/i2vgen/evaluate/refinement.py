@@ -109,10 +109,10 @@ def report(results: dict, notes: list[str]) -> Report:
     }
     bars = [
         within(
-            "refined frames, energy in the upper half of the spectrum, of the real photo's", refined, 0.75, 1.25, "x", 2
+            "refined frames, energy in the upper half of the spectrum, of the real photo's", refined, 0.75, 1.25, "x", 3
         ),
-        below("base frames enlarged bicubically, the same", base, 0.6, "x", 2),
-        at_most("temporal flicker of refined frames, of a real pan's", flickers["refined"], 1.3, "x", 2),
+        below("base frames enlarged bicubically, the same", base, 0.6, "x", 3),
+        at_most("temporal flicker of refined frames, of a real pan's", flickers["refined"], 1.3, "x", 3),
     ]
     rows = []
     for photo in [*sorted({clip["photo"] for clip in clips}), None]:
