@@ -612,3 +612,10 @@ def test_a_batch_is_another_with_another_adapter(tiny_cascade_dir, base_file, ot
     loras = [(), [(str(base_file), 1.0)], [(str(base_file), 0.5)], [(str(other_file), 1.0)]]
     assert len({model_identity(model, loras=one) for one in loras}) == len(loras)
     assert model_identity(model, loras=()) == model_identity(model)
+
+
+def test_without_adapters_peft_is_not_needed(tiny_cascade, photo, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft.tuners.tuners_utils", None)
+    result = tiny_cascade(photo, "a dog runs", refine=False)
+    assert result.settings[0]["lora"] == []

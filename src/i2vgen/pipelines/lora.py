@@ -254,9 +254,11 @@ class LoraMixin(LoraBaseMixin):
         return found
 
     def _adapted_layers(self) -> list[torch.nn.Module]:
+        unets = [getattr(self, component) for component in self.get_list_adapters()]
+        if not unets:
+            return []
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        unets = [getattr(self, component) for component in self.get_list_adapters()]
         return [module for unet in unets for module in unet.modules() if isinstance(module, BaseTunerLayer)]
 
     def _require_unfused(self, what: str) -> None:
@@ -273,11 +275,13 @@ def records(unet: I2VGenXLUNet) -> dict[str, dict[str, Any]]:
 
 def _active(unet: I2VGenXLUNet) -> list[str]:
     """The adapters at work, in the order of loading."""
+    if not getattr(unet, "peft_config", None):
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     names = {name for layer in layers for name in layer.active_adapters}
-    return [name for name in (getattr(unet, "peft_config", None) or {}) if name in names]
+    return [name for name in unet.peft_config if name in names]
 
 
 def _checked_weight(name: str, weight: Any) -> float:
